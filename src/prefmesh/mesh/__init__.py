@@ -19,7 +19,7 @@ def mix(matrix: sparse.csr_array, rows: Float[Tensor, "agents *shape"]) -> Float
     # scipy's product adds up a row's neighbours in a fixed order, whatever the number of threads.
     if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
         data = flat.numpy()
-        return torch.from_numpy(matrix.astype(data.dtype) @ data).view_as(rows)
+        return torch.from_numpy(matrix.astype(data.dtype, copy=False) @ data).view_as(rows)
     entries = matrix.tocoo()
     # torch's CSR format has no product in half precision on CPUs.
     w = torch.sparse_coo_tensor(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from pydantic import Field
+from scipy.sparse import csr_array
 
 from prefmesh import mesh
 from prefmesh.algorithms.methods.base import Method, MethodSettings, Population, method
@@ -48,6 +49,10 @@ class DecDPO(Method):
         super().__init__(settings, population)
         self.mixing = settings.mixing_matrix(self.agents, population.seed)
 
+    def matrix(self, round_: int) -> csr_array:
+        """W of round `round_` (from 1)."""
+        return self.mixing.matrix
+
     def begin(self, row: Params) -> State:
         """All agents start equal, each with its own copy."""
         return State.of(copies(row, self.agents), shards=self.population.shards)
@@ -62,7 +67,7 @@ class DecDPO(Method):
                 start = state.theta[name]
                 factor = scale.to(rows).view(-1, *[1] * (rows.dim() - 1))
                 rows = start + factor * (rows - start)
-            state.theta[name] = mesh.mix(self.mixing.matrix, rows)
+            state.theta[name] = mesh.mix(self.matrix(round_), rows)
         return state
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
