@@ -7,6 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from prefmesh.cli_options import (
+    AsJson,
+    Out,
+    Overrides,
+    Plugins,
+    Resume,
+    Seeds,
+    listed,
+    load,
+    load_plugins,
+    new_run_directory,
+)
+from prefmesh.cli_theory import theory_commands
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are for callers of its own functions
 
@@ -18,24 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key: -o method.local_steps=8"),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="A new directory. Default: runs/NAME-TIME")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="Python file that registers a graph, loss or method."),
-]
-Seeds = Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Seeds to run, separated by commas.")]
-Resume = Annotated[
-    Path | None, typer.Option("--resume", metavar="DIR", help="Go on with what was started in DIR.")
-]
+app.add_typer(theory_commands)
 
 
 @app.callback(invoke_without_command=True)
@@ -67,10 +64,10 @@ def run(
     from prefmesh import terminal
     from prefmesh.errors import InputError
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     with terminal.progress() as listener:
         if resume is not None:
-            given = _load(config, override) if config else None
+            given = load(config, override) if config else None
             if out is not None:
                 raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
             if override and not config:
@@ -82,8 +79,8 @@ def run(
                 raise InputError(
                     "no config was given; allowed: prefmesh run CONFIG, or prefmesh run --resume DIR"
                 )
-            settings = _load(config, override)
-            directory = out or _new_directory(f"{config.stem}-{settings.method.name}")
+            settings = load(config, override)
+            directory = out or new_run_directory(f"{config.stem}-{settings.method.name}")
             running.run(settings, directory, listener=listener(settings.method.name))
     _show_results(directory, json)
 
@@ -107,7 +104,7 @@ def compare(
     """
     from prefmesh.sweep import comparison
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     _sweep(comparison, "compare", config, out, override, seeds, resume, json)
 
 
@@ -136,8 +133,8 @@ def study(
     """
     from prefmesh import sweep
 
-    _load_plugins(plugin)
-    given = _list(values) if values else None
+    load_plugins(plugin)
+    given = listed(values) if values else None
     _sweep(
         lambda settings, numbers: sweep.study(name, settings, numbers, given),
         f"study-{name}", config, out, override, seeds, resume, json,
@@ -176,7 +173,7 @@ def topology(
     from prefmesh.topology.drawing import draw
     from prefmesh.topology.settings import GraphSettings
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     try:
         given = GraphSettings.model_validate(yaml.safe_load(graph))
     except (yaml.YAMLError, ValueError):
@@ -220,7 +217,7 @@ def data(
     from prefmesh.inspection import inspect_data
     from prefmesh.preferences.summary_tables import tables
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     summary = inspect_data(file, list(override or []), tokenizer)
     if json:
         terminal.print_json(summary.to_json())
@@ -269,7 +266,7 @@ def warmstart(
     from prefmesh.inspection import read_data
     from prefmesh.policies.warmstart import WarmstartSettings, warmstart
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     given = {
         "vocab_size": vocab_size, "width": width, "layers": layers, "heads": heads, "max_length": max_length,
         "epochs": epochs, "sft_epochs": sft_epochs, "lr": lr, "batch_tokens": batch_tokens,
@@ -307,7 +304,7 @@ def evaluate(
     from prefmesh import terminal
     from prefmesh.inspection import evaluate_run, evaluation_tables
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     with terminal.progress() as listener:
         found = evaluate_run(run, data, list(override or []), listener("eval").stage)
     if json:
@@ -354,29 +351,6 @@ def main() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False, prog_name="prefmesh")))
 
 
-def _load(config: Path, override: list[str] | None) -> Any:
-    from prefmesh.config import load_config
-
-    return load_config(config, override or [])
-
-
-def _load_plugins(files: list[Path] | None) -> None:
-    from prefmesh.plugins import load_plugin
-
-    for file in files or []:
-        load_plugin(file)
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _new_directory(name: str) -> Path:
-    from datetime import datetime
-
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
 def _sweep(
     make: Any,
     name: str,
@@ -400,14 +374,14 @@ def _sweep(
         raise InputError(
             f"no config was given; an example: prefmesh {name.replace('-', ' ', 1)} examples/town.yaml"
         )
-    settings = _load(config, override)
+    settings = load(config, override)
     try:
-        numbers = [int(seed) for seed in _list(seeds)]
+        numbers = [int(seed) for seed in listed(seeds)]
     except ValueError:
         raise InputError(f"--seeds: found {seeds!r}; allowed: whole numbers separated by commas") from None
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"--seeds: found {seeds!r}; allowed: at least one seed, each once")
-    directory = resume or out or _new_directory(f"{config.stem}-{name}")
+    directory = resume or out or new_run_directory(f"{config.stem}-{name}")
     with terminal.progress() as listener:
         run_sweep(settings, make(settings, numbers), directory, listener=listener, again=resume is not None)
     _show_results(directory, json)

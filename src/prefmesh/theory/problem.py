@@ -41,10 +41,14 @@ class LogLinearProblem:
             raise ValueError(f"beta: found {beta}; allowed: a finite number above 0")
         shards = [np.asarray(shard, dtype=np.float64) for shard in delta_features]
         if not shards:
-            raise ValueError("delta_features: found no agent; allowed: one (n_i, d) array per agent, at least one")
+            raise ValueError(
+                "delta_features: found no agent; allowed: one (n_i, d) array per agent, at least one"
+            )
         for i, shard in enumerate(shards):
             if shard.ndim != 2 or 0 in shard.shape:
-                raise ValueError(f"delta_features[{i}]: found shape {shard.shape}; allowed: (n_i, d), n_i and d >= 1")
+                raise ValueError(
+                    f"delta_features[{i}]: found shape {shard.shape}; allowed: (n_i, d), n_i and d >= 1"
+                )
             if shard.shape[1] != shards[0].shape[1]:
                 raise ValueError(
                     f"delta_features[{i}]: found width {shard.shape[1]}; allowed: {shards[0].shape[1]}, that of agent 0"
@@ -208,7 +212,9 @@ class LogLinearProblem:
 def check_batch_size(batch_size: int | None) -> None:
     """Raises `ValueError`."""
     if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise ValueError(f"batch_size: found {batch_size!r}; allowed: a whole number from 1, or None for the full shard")
+        raise ValueError(
+            f"batch_size: found {batch_size!r}; allowed: a whole number from 1, or None for the full shard"
+        )
 
 
 def shared_pairs(problem: LogLinearProblem) -> bool:
@@ -233,7 +239,9 @@ def _newton(problem: LogLinearProblem, theta: Vector) -> Vector:
             break
         step = np.linalg.lstsq(problem.hessian(theta), gradient, rcond=1e-14)[0]
         loss, length = problem.loss(theta), 1.0
-        while length > 1e-8 and problem.loss(theta - length * step) > loss - 1e-4 * length * (gradient @ step):
+        while length > 1e-8 and problem.loss(theta - length * step) > loss - 1e-4 * length * (
+            gradient @ step
+        ):
             length /= 2
         # Near the optimum the loss is flat to rounding: there the gradient decides.
         moved = theta - (length if length > 1e-8 else 1.0) * step

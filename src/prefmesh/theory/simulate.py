@@ -23,7 +23,7 @@ from prefmesh.algorithms.state import State
 from prefmesh.objectives import ObjectiveSettings
 from prefmesh.policies.base import Params
 from prefmesh.policies.log_linear import FeaturePairs, LogLinearPolicy
-from prefmesh.theory.problem import LogLinearProblem, Rows, Vector, check_batch_size
+from prefmesh.theory.problem import LogLinearProblem, Rows, check_batch_size
 
 Matrix = Float[np.ndarray, "agents agents"] | csr_array
 
@@ -86,7 +86,9 @@ class Member:
 
     def method(self, rounds: int, local_steps: int) -> Method:
         """The registered method itself."""
-        population = Population(weights=np.full(self.problem.num_agents, 1 / self.problem.num_agents), seed=self.seed)
+        population = Population(
+            weights=np.full(self.problem.num_agents, 1 / self.problem.num_agents), seed=self.seed
+        )
         common = {"name": self.name, "rounds": rounds, "local_steps": local_steps}
         if self.mixing is not None:
             return _GivenMixing(DecDPOSettings(**common), population, self.mixing)  # type: ignore[arg-type]
@@ -117,7 +119,9 @@ class Ensemble:
         self.members = list(members)
         first = members[0].problem
         if any(m.problem.dim != first.dim or m.problem.beta != first.beta for m in members):
-            raise ValueError("members: found problems of unequal width or beta; allowed: one width and beta for all")
+            raise ValueError(
+                "members: found problems of unequal width or beta; allowed: one width and beta for all"
+            )
         shards = [shard for member in members for shard in member.problem.delta_features]
         optimizer = OptimizerSettings(
             name="sgd",
@@ -152,7 +156,9 @@ class Ensemble:
         for round_ in range(1, self.rounds + 1):
             state, measures = self.learner.round(state, round_)
             if not measures["parameters_finite"]:
-                raise FloatingPointError(f"lr: the parameters stopped being finite in round {round_}; try a smaller one")
+                raise FloatingPointError(
+                    f"lr: the parameters stopped being finite in round {round_}; try a smaller one"
+                )
             yield state.theta["theta"].numpy()
 
 
@@ -165,7 +171,8 @@ def _together(members: Sequence[Member], rounds: int, local_steps: int) -> Metho
         return _Side([member.method(rounds, local_steps) for member in members])
     length = int(np.lcm.reduce([len(period) for period in given]))
     blocks = tuple(
-        csr_array(block_diag([period[r % len(period)] for period in given], format="csr")) for r in range(length)
+        csr_array(block_diag([period[r % len(period)] for period in given], format="csr"))
+        for r in range(length)
     )
     agents = blocks[0].shape[0]
     settings = DecDPOSettings(name="dec_dpo", rounds=rounds, local_steps=local_steps)
@@ -173,7 +180,12 @@ def _together(members: Sequence[Member], rounds: int, local_steps: int) -> Metho
 
 
 def _trajectory(
-    member: Member, lr: float, rounds: int, local_steps: int, batch_size: int | None, theta0: np.ndarray | None
+    member: Member,
+    lr: float,
+    rounds: int,
+    local_steps: int,
+    batch_size: int | None,
+    theta0: np.ndarray | None,
 ) -> Trajectory:
     ensemble = Ensemble(
         [member], lr, rounds=rounds, local_steps=local_steps, batch_size=batch_size, seed=member.seed
@@ -211,15 +223,19 @@ def _as_trained(delta: Float[np.ndarray, "pairs dim"], beta: float) -> Problem:
     return Problem(policy=policy, data=data, reference=reference, objective=ObjectiveSettings(beta=beta))
 
 
-def period(matrices: Matrix | Sequence[Matrix], agents: int, name: str = "mixing_matrix") -> tuple[csr_array, ...]:
+def period(
+    matrices: Matrix | Sequence[Matrix], agents: int, name: str = "mixing_matrix"
+) -> tuple[csr_array, ...]:
     """One or several mixing matrices, checked: (N, N), finite, doubly stochastic. Raises `ValueError`."""
-    if isinstance(matrices, np.ndarray) and matrices.ndim == 2 or hasattr(matrices, "tocsr"):
+    if (isinstance(matrices, np.ndarray) and matrices.ndim == 2) or hasattr(matrices, "tocsr"):
         matrices = [matrices]  # type: ignore[list-item]
     found = []
     for matrix in matrices:
         w = csr_array(matrix, dtype=np.float64)
         if w.shape != (agents, agents):
-            raise ValueError(f"{name}: found shape {w.shape}; allowed: ({agents}, {agents}), one row per agent")
+            raise ValueError(
+                f"{name}: found shape {w.shape}; allowed: ({agents}, {agents}), one row per agent"
+            )
         if not np.isfinite(w.data).all():
             raise ValueError(f"{name}: found non-finite entries; allowed: finite weights")
         for axis, kind in ((1, "row"), (0, "column")):
@@ -264,13 +280,13 @@ class _Side(Method):
 
     def participants(self, round_: int) -> Int[np.ndarray, " active"]:
         """Everybody's."""
-        return np.concatenate([m.participants(round_) + o for m, o in zip(self.methods, self.offset, strict=False)])
+        return np.concatenate(
+            [m.participants(round_) + o for m, o in zip(self.methods, self.offset, strict=False)]
+        )
 
     def start(self, state: State, round_: int, agents: Int[np.ndarray, " some"]) -> Params:
         """Where each method starts its own."""
-        found = [
-            m.start(own, round_, here - o) for m, own, o, here in self._parts(agents)
-        ]
+        found = [m.start(own, round_, here - o) for m, own, o, here in self._parts(agents)]
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
@@ -293,6 +309,4 @@ class _Side(Method):
             yield m, self.states[k], int(self.offset[k]), agents[bounds[k] : bounds[k + 1]]
 
     def _stacked(self) -> Params:
-        return {
-            name: torch.cat([own.theta[name] for own in self.states]) for name in self.states[0].theta
-        }
+        return {name: torch.cat([own.theta[name] for own in self.states]) for name in self.states[0].theta}

@@ -1,0 +1,47 @@
+"""What the commands' options have in common, and how their words become parts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key: -o method.local_steps=8"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="A new directory. Default: runs/NAME-TIME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file that registers a graph, loss or method."),
+]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Seeds to run, separated by commas.")]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", metavar="DIR", help="Go on with what was started in DIR.")
+]
+
+
+def load(config: Path, override: list[str] | None) -> Any:
+    from prefmesh.config import load_config
+
+    return load_config(config, override or [])
+
+
+def load_plugins(files: list[Path] | None) -> None:
+    from prefmesh.plugins import load_plugin
+
+    for file in files or []:
+        load_plugin(file)
+
+
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def new_run_directory(name: str) -> Path:
+    from datetime import datetime
+
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
