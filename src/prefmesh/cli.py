@@ -92,7 +92,7 @@ def compare(
     ] = None,
     out: Out = None,
     override: Overrides = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = None,
     resume: Resume = None,
     plugin: Plugins = None,
     json: AsJson = False,
@@ -105,7 +105,10 @@ def compare(
     from prefmesh.sweep import comparison
 
     load_plugins(plugin)
-    _sweep(comparison, "compare", config, out, override, seeds, resume, json)
+    _sweep(
+        lambda settings, numbers, _: comparison(settings, numbers),
+        "compare", config, out, override, seeds, "0", resume, json,
+    )  # fmt: skip
 
 
 @app.command(short_help="One of the paper's ablations, over several seeds.")
@@ -121,7 +124,7 @@ def study(
     values: Annotated[
         str | None, typer.Option("--values", metavar="A,B,...", help="Instead of the study's own values.")
     ] = None,
-    seeds: Seeds = "0,1,2",
+    seeds: Seeds = None,
     resume: Resume = None,
     plugin: Plugins = None,
     json: AsJson = False,
@@ -136,8 +139,8 @@ def study(
     load_plugins(plugin)
     given = listed(values) if values else None
     _sweep(
-        lambda settings, numbers: sweep.study(name, settings, numbers, given),
-        f"study-{name}", config, out, override, seeds, resume, json,
+        lambda settings, numbers, before: sweep.study(name, settings, numbers, given or before),
+        f"study-{name}", config, out, override, seeds, "0,1,2", resume, json,
     )  # fmt: skip
 
 
@@ -296,7 +299,8 @@ def evaluate(
 ) -> None:
     """A run's policy on other data: accuracy and margins, in all and per user.
 
-    All pairs of FILE count, none is held out: name data that the run was not trained on.
+    All pairs of a data file count: name one that the run was not trained on. Of an experiment's YAML file, those that
+    it holds out.
 
     \b
     Example: prefmesh eval runs/first --data other.jsonl
@@ -357,13 +361,14 @@ def _sweep(
     config: Path | None,
     out: Path | None,
     override: list[str] | None,
-    seeds: str,
+    seeds: str | None,
+    usual_seeds: str,
     resume: Path | None,
     json: bool,
 ) -> None:
     from prefmesh import terminal
     from prefmesh.errors import InputError
-    from prefmesh.sweep import run_sweep
+    from prefmesh.sweep import asked, run_sweep
 
     if out is not None and resume is not None:
         raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
@@ -375,6 +380,9 @@ def _sweep(
             f"no config was given; an example: prefmesh {name.replace('-', ' ', 1)} examples/town.yaml"
         )
     settings = load(config, override)
+    # What was asked for at the start need not be said again.
+    before, values = asked(resume) if resume is not None else (None, None)
+    seeds = seeds or (usual_seeds if before is None else ",".join(map(str, before)))
     try:
         numbers = [int(seed) for seed in listed(seeds)]
     except ValueError:
@@ -383,7 +391,9 @@ def _sweep(
         raise InputError(f"--seeds: found {seeds!r}; allowed: at least one seed, each once")
     directory = resume or out or new_run_directory(f"{config.stem}-{name}")
     with terminal.progress() as listener:
-        run_sweep(settings, make(settings, numbers), directory, listener=listener, again=resume is not None)
+        run_sweep(
+            settings, make(settings, numbers, values), directory, listener=listener, again=resume is not None
+        )
     _show_results(directory, json)
 
 
