@@ -38,7 +38,7 @@ def curves_figure(
     scale: Scale = "linear",
     references: Sequence[Reference] = (),
 ) -> Figure:
-    """One line per curve with a band of one standard deviation over seeds.
+    """One line per curve with a band of its spread over seeds.
 
     Against bytes, a method that sends nothing is a level line at its last value.
     A value that the axis cannot show is a gap, counted in a note below the figure.
@@ -97,7 +97,7 @@ def curve_notes(curves: Sequence[Curve], scale: Scale) -> list[str]:
     notes = []
     seeds = max((c.seeds for c in curves), default=0)
     if seeds > 1:
-        notes.append(f"Mean of up to {seeds} seeds ± one standard deviation.")
+        notes.append(f"Mean of up to {seeds} seeds ± one {curves[0].spread}.")
     words = {
         "negative": ("negative estimate", "negative estimates", ""),
         "zero": ("value", "values", " of exactly 0"),
