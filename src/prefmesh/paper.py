@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from prefmesh import reports
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError
 from prefmesh.metrics import new_directory, refuse_taken, write_json, write_text
-from prefmesh.reports import write_report
 from prefmesh.reports.paper import write_paper_page
 from prefmesh.run import Listener
 from prefmesh.sweep import Sweep, comparison, run_sweep, study
@@ -54,7 +54,7 @@ def run_paper(
     for part, sweep in made.items():
         where = out / part
         run_sweep(config, sweep, where, listener=listener, again=(where / "sweep.json").is_file())
-        write_report(where)
+        reports.write_report(where)
     return write_paper_page(out, list(made), config=config.to_yaml())
 
 

@@ -111,8 +111,8 @@ class Ensemble:
         batch_size: int | None = None,
         seed: int = 0,
     ):
-        if not (np.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr: found {lr}; allowed: a finite number above 0")
+        if not 0 < lr < 1e38:
+            raise ValueError(f"lr: found {lr}; allowed: above 0 and below 1e38")
         check_batch_size(batch_size)
         if rounds < 1 or local_steps < 1:
             raise ValueError(f"rounds, local_steps: found {rounds}, {local_steps}; allowed: at least 1 each")
@@ -231,7 +231,7 @@ def period(
         matrices = [matrices]  # type: ignore[list-item]
     found = []
     for matrix in matrices:
-        w = csr_array(matrix, dtype=np.float64)
+        w = csr_array(matrix).astype(np.float64)
         if w.shape != (agents, agents):
             raise ValueError(
                 f"{name}: found shape {w.shape}; allowed: ({agents}, {agents}), one row per agent"
