@@ -231,7 +231,7 @@ def period(
         matrices = [matrices]  # type: ignore[list-item]
     found = []
     for matrix in matrices:
-        w: csr_array = csr_array(matrix).astype(np.float64)
+        w: csr_array = csr_array(matrix, dtype=np.float64)  # type: ignore[call-overload]
         if w.shape != (agents, agents):
             raise ValueError(
                 f"{name}: found shape {w.shape}; allowed: ({agents}, {agents}), one row per agent"
