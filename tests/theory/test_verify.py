@@ -14,7 +14,7 @@ from tests.runs import prefmesh
     [
         (Finding(kind="equal", predicted=2.0, measured=2.05, tolerance=0.03), True),
         (Finding(kind="equal", predicted=2.0, measured=2.07, tolerance=0.03), False),
-        (Finding(kind="equal", predicted=2.0, measured=2.07, error=0.01, tolerance=0.03), True),
+        (Finding(kind="equal", predicted=2.0, measured=2.07, error=0.1, tolerance=0.03), False),
         (Finding(kind="at most", predicted=1.0, measured=1.0), True),
         (Finding(kind="at most", predicted=1.0, measured=1.1, error=0.04), False),
         (Finding(kind="exponent", predicted=-1.0, measured=-0.92, tolerance=0.1), True),

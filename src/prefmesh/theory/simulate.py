@@ -206,6 +206,30 @@ def _trajectory(
     )
 
 
+def stationary_consensus_errors(
+    ensemble: Ensemble, *, burn_in: int, batches: int, theta0: np.ndarray | None = None
+) -> Float[np.ndarray, "members batches"]:
+    """Each member's e, averaged over `batches` equal stretches of the rounds after the first `burn_in`.
+
+    Stretches that are long against the memory of the process are nearly independent: their spread gives the error.
+    Raises `ValueError` where fewer rounds than batches are left.
+    """
+    length = (ensemble.rounds - burn_in) // batches
+    if length < 1:
+        raise ValueError(
+            f"burn_in: found {burn_in} of {ensemble.rounds} rounds; allowed: at least {batches} rounds fewer, one per batch"
+        )
+    first, size = ensemble.agents[:-1], np.diff(ensemble.agents)
+    sums = np.zeros((len(size), batches))
+    for r, theta in enumerate(ensemble.run(theta0)):
+        batch = (r - burn_in - 1) // length
+        if 0 <= batch < batches:
+            mean = np.add.reduceat(theta, first, axis=0) / size[:, None]
+            apart = np.square(theta - np.repeat(mean, size, axis=0)).sum(1)
+            sums[:, batch] += np.add.reduceat(apart, first) / size
+    return sums / length
+
+
 def consensus_error(theta: Rows) -> float:
     """e = (1/N) sum_i ||theta_i - mean||^2."""
     if theta.strides[0] == 0:

@@ -38,9 +38,9 @@ class Plot:
 class Finding:
     """What an experiment gave. `error`: the standard error of `measured`; 0 where nothing is random.
 
-    `kind` says how the two are compared: `equal` (ratio within `tolerance` of 1), `at most` (measured <= predicted),
-    `exponent` (difference within `tolerance`), `order` (predicted order of things against the measured one, as a rank
-    correlation that should be 1 to within `tolerance`). Two standard errors are allowed on top.
+    `kind` says how the two are compared: `equal` (ratio within `tolerance` of 1), `at most` (measured <= predicted, two
+    standard errors allowed), `exponent` (difference within `tolerance`), `order` (rank correlation of the predicted with
+    the measured order of things: 1 to within `tolerance`). A large error excuses nothing else: experiments make it small.
     """
 
     kind: Kind
@@ -59,11 +59,10 @@ class Finding:
     @property
     def holds(self) -> bool:
         """Whether the claim stands."""
-        slack = 2 * self.error
         if self.kind == "at most":
-            return self.measured <= self.predicted + slack
+            return self.measured <= self.predicted + 2 * self.error
         allowed = self.tolerance * (abs(self.predicted) if self.kind == "equal" else 1.0)
-        return bool(abs(self.measured - self.predicted) <= allowed + slack)  # False for NaN
+        return bool(abs(self.measured - self.predicted) <= allowed)  # False for NaN
 
 
 @dataclass(frozen=True, kw_only=True)
