@@ -187,8 +187,8 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: found {value}; allowed: a finite number above 0")
 
 
-def whole(name: str, value: int, least: int, most: float = math.inf) -> None:
+def whole(name: str, value: int, least: int, most: int | None = None) -> None:
     """Raises `ValueError`."""
-    if int(value) != value or not least <= value <= most:
-        allowed = f"{least} to {most}" if most < math.inf else f"from {least}"
+    if int(value) != value or value < least or (most is not None and value > most):
+        allowed = f"{least} to {most}" if most is not None else f"from {least}"
         raise ValueError(f"{name}: found {value!r}; allowed: a whole number {allowed}")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 
 from prefmesh.theory.bounds import (
     Bound,
@@ -31,7 +32,7 @@ from prefmesh.theory.bounds import (
     positive,
     whole,
 )
-from prefmesh.theory.problem import LogLinearProblem
+from prefmesh.theory.problem import LogLinearProblem, check_batch_size
 
 
 def fed_dpo(
@@ -299,11 +300,19 @@ def constants(
     `region`: the models visited, the first one first (`trajectory.average`); noise and heterogeneity are the largest there
     (docs/theory, eq. (2.6)). Raises `NoOptimum` where f* is not reached.
     """
+    noise, gradients = np.zeros(len(region)), []
+    for shard in problem.delta_features:  # all points at once: grad f_i, and the trace of one pair's covariance
+        pull = problem.beta * expit(-problem.beta * region @ shard.T)
+        gradients.append(-pull @ shard / len(shard))
+        trace = (pull**2 @ np.square(shard).sum(1)) / len(shard) - np.square(gradients[-1]).sum(1)
+        noise = np.maximum(noise, trace)
+    check_batch_size(batch_size)
+    apart = np.stack(gradients) - np.mean(gradients, axis=0)
     return {
         "smoothness": problem.smoothness(),
         "delta": max(0.0, problem.loss(region[0]) - problem.loss(problem.optimum())),
-        "noise": max(problem.gradient_noise(theta, batch_size) for theta in region),
-        "heterogeneity": max(problem.heterogeneity(theta) for theta in region),
+        "noise": 0.0 if batch_size is None else float(noise.max() / batch_size),
+        "heterogeneity": float(np.square(apart).sum(2).mean(0).max()),
         "agents": problem.num_agents,
     }
 
