@@ -245,7 +245,9 @@ def rounds_against_eps_with_noise(*, quick: bool = True, seed: int = 0) -> Expon
     problem = families.one_user(2, seed=seed)
     eps = np.array([0.04, 0.02, 0.01])
     seeds = 4 if quick else 12
-    found = rates.constants(problem, region=np.array([np.zeros(problem.dim), problem.optimum()]), batch_size=2)
+    found = rates.constants(
+        problem, region=np.array([np.zeros(problem.dim), problem.optimum()]), batch_size=2
+    )
     measured = []
     for e in eps:
         asked = rates.rounds_to(float(e), "fed_dpo", **found)

@@ -35,13 +35,18 @@ def shared_pairs(spread: float, *, agents: int = 4, dim: int = 4, seed: int = 0)
         first = mean + (1 - 2 * (user % 2)) * lean[user // 2] * eighths
         shards.append(
             np.concatenate(
-                [row * np.where(np.arange(COPIES) < k, 1, -1)[:, None] for row, k in zip(x, first, strict=True)]
+                [
+                    row * np.where(np.arange(COPIES) < k, 1, -1)[:, None]
+                    for row, k in zip(x, first, strict=True)
+                ]
             )
         )
     return LogLinearProblem(shards, 1.0)
 
 
-def own_pairs(spread: float, *, agents: int = 4, dim: int = 4, pairs: int = 12, seed: int = 0) -> LogLinearProblem:
+def own_pairs(
+    spread: float, *, agents: int = 4, dim: int = 4, pairs: int = 12, seed: int = 0
+) -> LogLinearProblem:
     """Users judge pairs of their own, so Hessians differ; zeta is proportional to `spread`, and theta* = 0.
 
     User i holds x + spread c_i and -x + spread c_i for every base pair x, with sum_i c_i = 0: the gradients at 0 are

@@ -289,7 +289,9 @@ def rounds_to(
     rounds = max(1, math.ceil(unit / (eps - floor))) if unit > 0 else 1
     while made.bound(lr, rounds).total > eps:  # the quotient was rounded
         rounds += 1
-    return Rounds(rounds=rounds, lr=lr, bound=made.bound(lr, rounds), message=f"{rounds} rounds at lr {lr:.4g}")
+    return Rounds(
+        rounds=rounds, lr=lr, bound=made.bound(lr, rounds), message=f"{rounds} rounds at lr {lr:.4g}"
+    )
 
 
 def constants(
@@ -301,7 +303,9 @@ def constants(
     (docs/theory, eq. (2.6)). Raises `NoOptimum` where f* is not reached.
     """
     noise, gradients = np.zeros(len(region)), []
-    for shard in problem.delta_features:  # all points at once: grad f_i, and the trace of one pair's covariance
+    for (
+        shard
+    ) in problem.delta_features:  # all points at once: grad f_i, and the trace of one pair's covariance
         pull = problem.beta * expit(-problem.beta * region @ shard.T)
         gradients.append(-pull @ shard / len(shard))
         trace = (pull**2 @ np.square(shard).sum(1)) / len(shard) - np.square(gradients[-1]).sum(1)
