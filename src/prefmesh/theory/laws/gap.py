@@ -66,7 +66,9 @@ def users_along(
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: found {strength}; allowed: 0 to 1")
     if not (np.isfinite(v).all() and v.any()):
-        raise ValueError("direction: found only zeros or entries that are not finite; allowed: one number per agent")
+        raise ValueError(
+            "direction: found only zeros or entries that are not finite; allowed: one number per agent"
+        )
     firsts = np.rint(repeats * (1 + strength * v / np.abs(v).max()) / 2).astype(int)
     signs = np.where(np.arange(repeats) < firsts[:, None], 1.0, -1.0)  # (agents, repeats)
     return LogLinearProblem([np.concatenate([sign * delta_features for sign in own]) for own in signs], beta)

@@ -7,13 +7,12 @@ and the covariance of the average model are ever needed. `Symmetric` does it by 
 any period of matrices by doubling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import LinearOperator, gmres
 
 from prefmesh.theory.laws.fixed_points import round_map
 from prefmesh.theory.problem import Matrices
@@ -78,9 +77,7 @@ class Symmetric:
         agents, dim, size = self._f.shape
         half = (self._f.reshape(-1, size) @ p).reshape(agents, dim, size)
         mean = self._f.mean(0)
-        return Covariances(
-            blocks=(half @ self._f.swapaxes(1, 2))[None], average=(mean @ p @ mean.T)[None]
-        )
+        return Covariances(blocks=(half @ self._f.swapaxes(1, 2))[None], average=(mean @ p @ mean.T)[None])
 
     def _congruent(self, blocks: Matrices) -> Square:
         """F^T blockdiag F."""
@@ -133,40 +130,3 @@ class Periodic:
         mixed = w @ local.reshape(agents, -1)
         mixed = w @ mixed.reshape(agents, dim, agents, dim).transpose(2, 3, 0, 1).reshape(agents, -1)
         return mixed.reshape(agents * dim, agents * dim)  # transposed, and symmetric
-
-
-def self_consistent(
-    constant: np.ndarray, linear: Callable[[np.ndarray], np.ndarray]
-) -> Float[np.ndarray, "..."]:
-    """x = constant + linear(x) for stacked covariance blocks (..., d, d), `linear` keeping them positive semidefinite.
-
-    Raises `ValueError` naming `lr` where `linear` does not contract: the variance then grows for ever.
-    """
-    if not constant.any():
-        return constant
-    shape = constant.shape
-    operator = LinearOperator(
-        (constant.size, constant.size),
-        matvec=lambda x: x - linear(x.reshape(shape)).reshape(-1),
-        dtype=np.float64,
-    )
-    flat, failed = gmres(operator, constant.reshape(-1), rtol=REFINED, atol=0.0, restart=60, maxiter=10)
-    found = flat.reshape(shape)
-    found = (found + found.swapaxes(-1, -2)) / 2
-    eigenvalues = np.linalg.eigvalsh(found)
-    # (I - L)^-1 of a positive L keeps covariances positive just where L's spectral radius is below 1.
-    if failed or eigenvalues.min() < -1e-8 * eigenvalues.max():
-        raise ValueError(
-            "lr: minibatch noise feeds on itself: the covariance's map has spectral radius "
-            f"{_growth(constant, linear):.4g}; allowed: below 1, a smaller lr or a larger batch_size"
-        )
-    return found
-
-
-def _growth(x: np.ndarray, linear: Callable[[np.ndarray], np.ndarray], steps: int = 100) -> float:
-    """Spectral radius of a positive map, by the power method."""
-    ratio = 0.0
-    for _ in range(steps):
-        x = linear(x / np.linalg.norm(x))
-        ratio = float(np.linalg.norm(x))
-    return ratio

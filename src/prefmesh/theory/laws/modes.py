@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from prefmesh.theory.laws.fixed_points import refuse_unstable
 from prefmesh.theory.laws.local_steps import check_steps
 from prefmesh.theory.problem import LogLinearProblem, check_batch_size
 from prefmesh.theory.simulate import Matrix, period
@@ -49,7 +48,7 @@ def disagreement_by_mode(
     """
     check_steps(lr, local_steps)
     check_batch_size(batch_size)
-    (w,) = _one_symmetric(mixing_matrix, problem.num_agents)
+    w = _one_symmetric(mixing_matrix, problem.num_agents)
     best = problem.optimum()
     eigenvalues, vectors = np.linalg.eigh(w)
     off_mean = np.delete(np.arange(len(w)), _mean_mode(eigenvalues, vectors))
@@ -58,7 +57,10 @@ def disagreement_by_mode(
     curvature, axes = np.linalg.eigh(problem.hessian(best))
     slower = 1 - lr * curvature
     contraction = slower**local_steps  # (d,)
-    refuse_unstable(float(np.abs(contraction).max()))
+    if not np.abs(contraction).max() < 1 - 1e-12:
+        raise ValueError(
+            f"lr: a round shrinks deviations to {np.abs(contraction).max():.6g} of their size; allowed: below 1, a smaller lr"
+        )
     # sum_e slower^e and sum_e slower^2e: how a gradient, and noise, add up over the local steps
     powers = slower ** np.arange(local_steps)[:, None]
     drift, gathered = powers.sum(0), np.square(powers).sum(0)
@@ -79,17 +81,19 @@ def disagreement_by_mode(
     )
 
 
-def _one_symmetric(mixing_matrix: Matrix, agents: int) -> tuple[np.ndarray]:
+def _one_symmetric(mixing_matrix: Matrix, agents: int) -> Float[np.ndarray, "agents agents"]:
     found = period(mixing_matrix, agents)
     if len(found) > 1:
-        raise ValueError(f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay")
+        raise ValueError(
+            f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay"
+        )
     w = found[0].toarray()
     asymmetry = float(np.abs(w - w.T).max())
     if asymmetry > 1e-12:
         raise ValueError(
             f"mixing_matrix: W and its transpose differ by {asymmetry:.3g}; allowed: a symmetric W, whose modes are orthogonal"
         )
-    return (w,)
+    return w
 
 
 def _mean_mode(eigenvalues: np.ndarray, vectors: np.ndarray) -> int:
