@@ -29,7 +29,7 @@ def verify(
     An experiment that breaks is a row that says so; the others go on.
     """
     # Importing registers the claims.
-    from prefmesh.theory.verify import landscape_claims  # noqa: F401
+    from prefmesh.theory.verify import landscape_claims, law_claims, rate_claims  # noqa: F401
 
     claims = chosen(only)
     rows = []
