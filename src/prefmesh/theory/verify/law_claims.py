@@ -246,13 +246,8 @@ def _order(effort: Effort, *, by_law: bool) -> Finding:
             x_label="predicted consensus error" if by_law else "1 / (1 - rho^2)",
             y_label="simulated consensus error",
             series=[
-                Series(
-                    label=", ".join(names[i] for i in order),
-                    x=predicted[order].tolist(),
-                    y=seen[order].tolist(),
-                    error=error[order].tolist(),
-                    kind="points",
-                )
+                Series(label=names[i], x=[predicted[i]], y=[seen[i]], error=[error[i]], kind="points")
+                for i in order
             ],
             log_x=True,
             log_y=True,
