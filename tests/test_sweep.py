@@ -256,3 +256,16 @@ def test_a_seed_that_is_missing_is_left_out(tmp_path):
     held_out(tmp_path, "b", 1, [0, 0], [1, 2], [1, 2])
     found = paired_differences(tmp_path, two(seeds=(0, 1)))["differences"]["b"]
     assert (found["difference"], found["seeds"], found["pairs"]) == (1, 1, 2)
+
+
+def test_seeds_and_values_need_not_be_said_again(tmp_path, undrawn) -> None:
+    config = write_yaml(tmp_path / "town.yaml", TOWN)
+    out = tmp_path / "out"
+    done = prefmesh("study", "local-steps", config, "--values", "1,2", "--seeds", "4", "--out", out)
+    assert done.code == 0
+    before = contents(out)
+    again = prefmesh("study", "local-steps", "--resume", out)
+    assert again.code == 0, again.err
+    assert contents(out).keys() == before.keys()
+    other = prefmesh("study", "local-steps", "--resume", out, "--seeds", "5")
+    assert (other.code, "found another sweep" in other.err) == (2, True)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +94,7 @@ def compare(
     ] = None,
     out: Out = None,
     override: Overrides = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = None,
     resume: Resume = None,
     plugin: Plugins = None,
     json: AsJson = False,
@@ -102,16 +104,21 @@ def compare(
     \b
     Example: prefmesh compare examples/town.yaml --seeds 0,1,2
     """
-    from prefmesh.sweep import comparison
+    from prefmesh.sweep import asked, comparison
 
     load_plugins(plugin)
-    _sweep(comparison, "compare", config, out, override, seeds, resume, json)
+    wanted = _asked("compare", config, out, override, seeds, resume, asked)
+    _sweep(lambda a: comparison(a.settings, a.seeds), wanted, json)
 
 
 @app.command(short_help="One of the paper's ablations, over several seeds.")
 def study(
     name: Annotated[
-        str, typer.Argument(help="local-steps, participation, topology, staleness, heterogeneity or folds.")
+        str,
+        typer.Argument(
+            help="local-steps, participation, topology, staleness, heterogeneity, folds, or paper: the comparison and the "
+            "paper's four ablations, with their figures on one page."
+        ),
     ],
     config: Annotated[
         Path | None, typer.Argument(help="The experiment's YAML file; not needed with --resume.")
@@ -121,7 +128,7 @@ def study(
     values: Annotated[
         str | None, typer.Option("--values", metavar="A,B,...", help="Instead of the study's own values.")
     ] = None,
-    seeds: Seeds = "0,1,2",
+    seeds: Seeds = None,
     resume: Resume = None,
     plugin: Plugins = None,
     json: AsJson = False,
@@ -130,15 +137,26 @@ def study(
 
     \b
     Example: prefmesh study topology examples/town.yaml --values ring,star,complete
+    Example: prefmesh study paper examples/town.yaml
     """
     from prefmesh import sweep
+    from prefmesh.errors import InputError
+    from prefmesh.paper import paper_seeds
 
     load_plugins(plugin)
+    if name == "paper":
+        if values is not None:
+            raise InputError(
+                "--values: the paper's studies have values of their own; allowed: one study's name"
+            )
+        wanted = _asked(
+            "study-paper", config, out, override, seeds, resume, lambda place: (paper_seeds(place), None)
+        )
+        _paper(wanted, json)
+        return
     given = listed(values) if values else None
-    _sweep(
-        lambda settings, numbers: sweep.study(name, settings, numbers, given),
-        f"study-{name}", config, out, override, seeds, resume, json,
-    )  # fmt: skip
+    wanted = _asked(f"study-{name}", config, out, override, seeds, resume, sweep.asked)
+    _sweep(lambda a: sweep.study(name, a.settings, a.seeds, given or a.values), wanted, json)
 
 
 @app.command(short_help="A graph's mixing matrix, its spectrum, and a drawing.")
@@ -296,7 +314,8 @@ def evaluate(
 ) -> None:
     """A run's policy on other data: accuracy and margins, in all and per user.
 
-    All pairs of FILE count, none is held out: name data that the run was not trained on.
+    All pairs of a data file count: name one that the run was not trained on. Of an experiment's YAML file, those that
+    it holds out.
 
     \b
     Example: prefmesh eval runs/first --data other.jsonl
@@ -351,19 +370,27 @@ def main() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False, prog_name="prefmesh")))
 
 
-def _sweep(
-    make: Any,
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What several runs are asked for, with what a directory to resume remembers."""
+
+    settings: Any
+    seeds: list[int]
+    values: list[str] | None
+    directory: Path
+    again: bool
+
+
+def _asked(
     name: str,
     config: Path | None,
     out: Path | None,
     override: list[str] | None,
-    seeds: str,
+    seeds: str | None,
     resume: Path | None,
-    json: bool,
-) -> None:
-    from prefmesh import terminal
+    remembered: Callable[[Path], tuple[list[int], list[str] | None]],
+) -> _Asked:
     from prefmesh.errors import InputError
-    from prefmesh.sweep import run_sweep
 
     if out is not None and resume is not None:
         raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
@@ -375,16 +402,46 @@ def _sweep(
             f"no config was given; an example: prefmesh {name.replace('-', ' ', 1)} examples/town.yaml"
         )
     settings = load(config, override)
+    # What was asked for at the start need not be said again.
+    before, values = remembered(resume) if resume is not None else (None, None)
+    usual = "0" if name == "compare" else "0,1,2"
+    seeds = seeds or (usual if before is None else ",".join(map(str, before)))
     try:
         numbers = [int(seed) for seed in listed(seeds)]
     except ValueError:
         raise InputError(f"--seeds: found {seeds!r}; allowed: whole numbers separated by commas") from None
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"--seeds: found {seeds!r}; allowed: at least one seed, each once")
-    directory = resume or out or new_run_directory(f"{config.stem}-{name}")
+    return _Asked(
+        settings=settings,
+        seeds=numbers,
+        values=values,
+        directory=resume or out or new_run_directory(f"{config.stem}-{name}"),
+        again=resume is not None,
+    )
+
+
+def _sweep(make: Callable[[_Asked], Any], wanted: _Asked, json: bool) -> None:
+    from prefmesh import terminal
+    from prefmesh.sweep import run_sweep
+
     with terminal.progress() as listener:
-        run_sweep(settings, make(settings, numbers), directory, listener=listener, again=resume is not None)
-    _show_results(directory, json)
+        run_sweep(wanted.settings, make(wanted), wanted.directory, listener=listener, again=wanted.again)
+    _show_results(wanted.directory, json)
+
+
+def _paper(wanted: _Asked, json: bool) -> None:
+    from prefmesh import terminal
+    from prefmesh.paper import run_paper
+
+    with terminal.progress() as listener:
+        page = run_paper(
+            wanted.settings, wanted.directory, wanted.seeds, listener=listener, again=wanted.again
+        )
+    if json:
+        terminal.print_json({"directory": str(wanted.directory), "page": str(page)})
+    else:
+        terminal.said(page)
 
 
 def _show_results(directory: Path, json: bool) -> None:

@@ -18,7 +18,10 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="Python file that registers a graph, loss or method."),
 ]
-Seeds = Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Seeds to run, separated by commas.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="A,B,...", help="Seeds to run. Default: 0 for compare, 0,1,2 for study."),
+]
 Resume = Annotated[
     Path | None, typer.Option("--resume", metavar="DIR", help="Go on with what was started in DIR.")
 ]

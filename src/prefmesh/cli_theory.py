@@ -5,18 +5,66 @@ from typing import Annotated
 
 import typer
 
-from prefmesh.cli_options import (
-    AsJson,
-    Config,
-    Out,
-    Overrides,
-    Plugins,
-    load,
-    load_plugins,
-    new_run_directory,
-)
+from prefmesh.cli_options import AsJson, listed, new_run_directory
 
 theory_commands = typer.Typer(rich_markup_mode=None)
+
+theory = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="What can be proved and predicted, and whether it holds.",
+)
+theory_commands.add_typer(theory, name="theory")
+
+
+@theory.callback()
+def _theory() -> None:
+    """What can be proved and predicted, and whether it holds."""
+
+
+@theory.command(short_help="Check every claim of the theory by experiment.")
+def verify(
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter experiments: about a minute.")] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="A,B,...", help="These claims, by name; see the table.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all experiments.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="For page, figures and JSON. Default: runs/verify-TIME"),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Check every claim, the paper's and ours, by experiment: predicted, measured, ratio, verdict.
+
+    Leaves a page with a figure per claim. A claim that fails is shown as failing, with what was seen instead; the exit
+    code is 0 all the same, since a refuted claim is a result.
+
+    \b
+    Example: prefmesh theory verify --quick
+    """
+    from prefmesh import terminal
+    from prefmesh.metrics import new_directory, refuse_taken, write_json
+    from prefmesh.theory.verify import Effort
+    from prefmesh.theory.verify import verify as check
+    from prefmesh.theory.verify.page import table, write_page
+
+    directory = out or new_run_directory("verify")
+    refuse_taken(directory, otherwise="a new directory")
+    with terminal.progress() as listener:
+        bar = listener("claims")
+
+        def say(done: int, total: int, name: str) -> None:
+            bar.progress.update(bar.task, total=total, completed=done, state=name)
+
+        found = check(Effort(quick=quick, seed=seed), listed(only) if only else None, say=say)
+    new_directory(directory, lambda made: write_json(made / "verify.json", found.to_json()))
+    page = write_page(found, directory)
+    if json:
+        terminal.print_json(found.to_json() | {"page": str(page)})
+        return
+    terminal.out.print(table(found))
+    terminal.said(page)
 
 
 @theory_commands.command(short_help="The theory's constants, on this policy and data.")

@@ -17,7 +17,7 @@ from prefmesh.measure import score
 from prefmesh.policies.export import load_row
 from prefmesh.policies.loading import model_source
 from prefmesh.policies.reference import reference_log_probs
-from prefmesh.preferences.division import divide
+from prefmesh.preferences.division import Division, divide
 from prefmesh.preferences.pairs import Pair
 from prefmesh.preferences.summary import CountTokens, Summary, summarize
 from prefmesh.preferences.texts import text_key
@@ -44,11 +44,14 @@ def read_data(source: str, overrides: list[str]) -> list[Pair]:
     pairs = load_pairs(config.preferences, config.seed)[0]
     if not source.endswith(CONFIG_SUFFIXES):
         return pairs
+    return [pairs[i] for agent in _division(config, pairs).agents for i in agent.train]
+
+
+def _division(config: ExperimentConfig, pairs: list[Pair]) -> Division:
     wanted = config.evaluation
-    division = divide(
+    return divide(
         pairs, config.preferences, held_out=wanted.held_out, by=wanted.by, fold=wanted.fold, seed=config.seed
     )
-    return [pairs[i] for agent in division.agents for i in agent.train]
 
 
 def inspect_data(source: str, overrides: list[str], tokenizer: str | None) -> Summary:
@@ -57,15 +60,7 @@ def inspect_data(source: str, overrides: list[str], tokenizer: str | None) -> Su
     pairs, report, _ = load_pairs(config.preferences, config.seed)
     division = None
     if source.endswith(CONFIG_SUFFIXES) or any(override.startswith("preferences.") for override in overrides):
-        wanted = config.evaluation
-        division = divide(
-            pairs,
-            config.preferences,
-            held_out=wanted.held_out,
-            by=wanted.by,
-            fold=wanted.fold,
-            seed=config.seed,
-        )
+        division = _division(config, pairs)
     return summarize(
         pairs,
         read=report,
@@ -76,8 +71,9 @@ def inspect_data(source: str, overrides: list[str], tokenizer: str | None) -> Su
 
 
 def evaluate_run(run: Path, source: str, overrides: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """A run's policy on all pairs of `source`: accuracy with its interval, margins and loss, in all and per user.
+    """A run's policy on `source`: accuracy with its interval, margins and loss, in all and per user.
 
+    All pairs of a data file count; of an experiment's YAML file those that it holds out, where it does.
     The policy is the average model; where the run kept an adapter per user, `own_accuracy` is that user's own adapter's.
     """
     if not (run / "config.yaml").is_file() or not (run / "policy").is_dir():
@@ -88,6 +84,8 @@ def evaluate_run(run: Path, source: str, overrides: list[str], say: Callable[[st
     config = data_config(source, overrides)
     say("reading preferences")
     pairs = load_pairs(config.preferences, config.seed)[0]
+    if source.endswith(CONFIG_SUFFIXES) and config.evaluation.held_out:
+        pairs = [pairs[i] for i in _division(config, pairs).split.held_out]
     policy = policy_of(trained)
     say("reference log-probabilities")
     data = policy.encode(pairs)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefmesh.errors import Diverged, InputError, unknown_name
 from prefmesh.evaluation.statistics import accuracy_interval, clustered_interval
 from prefmesh.interruption import Interrupted
 from prefmesh.metrics import new_directory, refuse_taken, write_json, write_text
+from prefmesh.preferences.splits import folds_of
 from prefmesh.run import Listener, resume, run
 
 
@@ -39,6 +40,8 @@ class Sweep:
     variants: Sequence[Variant]
     x_label: str | None = None
     seeds: Sequence[int] = field(default_factory=lambda: [0])
+    values: Sequence[str] | None = None
+    """Those that were asked for in place of the study's own."""
 
 
 def comparison(config: ExperimentConfig, seeds: Sequence[int]) -> Sweep:
@@ -82,7 +85,7 @@ def study(
     """
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)
-    return STUDIES[name](config, seeds, values)
+    return replace(STUDIES[name](config, seeds, values), values=values)
 
 
 def _local_steps(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
@@ -218,7 +221,13 @@ def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str]
         raise InputError(
             "evaluation.held_out: found 0; allowed for this study: a share above 0, 0.2 for five folds"
         )
-    folds = _integers("folds", values or [str(k) for k in range(round(1 / config.evaluation.held_out))])
+    count, rest = folds_of(config.evaluation.held_out)
+    if rest:
+        raise InputError(
+            f"evaluation.held_out: found {config.evaluation.held_out}; allowed for this study: one part of a whole number, "
+            "such as 0.5, 0.25, 0.2 or 0.1, so that each pair is held out once"
+        )
+    folds = _integers("folds", values or [str(k) for k in range(count)])
     variants = [
         Variant(name=f"fold_{k}", label=f"fold {k}", x=float(k), changes={"evaluation.fold": k})
         for k in folds
@@ -260,6 +269,7 @@ def run_sweep(
         "kind": sweep.kind,
         "x_label": sweep.x_label,
         "seeds": list(sweep.seeds),
+        "values": list(sweep.values) if sweep.values else None,
         "variants": [
             {"name": v.name, "label": v.label, "x": v.x, "series": v.series, "overrides": dict(v.changes)}
             for v in sweep.variants
@@ -267,10 +277,7 @@ def run_sweep(
     }
     path = out / "sweep.json"
     if again:
-        if not path.is_file():
-            raise InputError(
-                f"{out}: no sweep to resume (it has no sweep.json); allowed: a directory of compare or study"
-            )
+        asked(out)
         if json.loads(path.read_text(encoding="utf-8")) != described:
             raise InputError(
                 f"{out}: found another sweep; allowed: the same config, values and seeds as before"
@@ -303,6 +310,17 @@ def run_sweep(
                 shutil.rmtree(out)  # refused before anything ran: nothing half-written stays
             raise
     write_json(out / "comparison.json", paired_differences(out, sweep))
+
+
+def asked(out: Path) -> tuple[list[int], list[str] | None]:
+    """Seeds and values that the sweep in `out` was started with. Raises `InputError` where there is none."""
+    path = out / "sweep.json"
+    if not path.is_file():
+        raise InputError(
+            f"{out}: no sweep to resume (it has no sweep.json); allowed: a directory of compare or study"
+        )
+    described = json.loads(path.read_text(encoding="utf-8"))
+    return described["seeds"], described["values"]
 
 
 def paired_differences(out: Path, sweep: Sweep) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def test_folds_of_equal_groups_are_equal() -> None:
     assert Counter(loads) == {10: 7, 11: 3}
 
 
+@pytest.mark.parametrize(("held_out", "folds"), [(0.4, 2), (0.15, 6), (0.3, 3)])
+def test_a_share_that_is_no_simple_fraction_is_held_out_as_asked(held_out: float, folds: int) -> None:
+    pairs = numbered(200)
+    parts = [split(pairs, held_out, fold=fold).held_out for fold in range(folds)]
+    assert {len(part) for part in parts} == {round(200 * held_out)}
+    assert len(set(np.concatenate(parts).tolist())) == folds * round(200 * held_out)  # disjoint
+
+
 def test_the_seed_decides_and_nothing_else() -> None:
     pairs = numbered(50)
     first, again, other = (split(pairs, 0.2, seed=seed).held_out.tolist() for seed in (1, 1, 2))

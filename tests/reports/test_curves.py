@@ -159,6 +159,16 @@ def test_a_study_says_what_it_does_not_draw() -> None:
     )
 
 
+def test_rounding_noise_does_not_squash_a_study() -> None:
+    points = [
+        StudyPoint(order=i, label=str(i), x=float(i), values=[v]) for i, v in enumerate([3.0, 0.2, 1e-13])
+    ]
+    figure = study_figure(points, title="t", x_label="x", y_label="y", scale="log")
+    said = "1 value is not finite or not positive, or more than 9 decades below the largest, and not drawn"
+    assert said in texts(figure).replace("\n", " ")
+    assert figure.axes[0].get_ylim()[0] > 1e-3
+
+
 def test_the_frontier_ends_in_a_large_marker_with_its_error() -> None:
     figure = frontier_figure(
         [Frontier(label="a", style=0, kl=[0.0, 2.0], reward=[0.0, 1.5], kl_error=0.5)],

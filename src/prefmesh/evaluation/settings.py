@@ -11,7 +11,7 @@ class EvaluationSettings(Settings):
     """Before the first round, every `every` rounds, and after the last.
 
     `held_out`: the share of pairs kept from training, in whole groups `by` prompt, completion or user; `fold` says
-    which of the 1 / held_out folds. `gradient_pairs`: over how many training pairs `grad_norm_sq` is taken: all, or
+    which of the folds of that share (five for 0.2; a share such as 0.4 leaves pairs that are in no fold). `gradient_pairs`: over how many training pairs `grad_norm_sq` is taken: all, or
     two independent draws of so many (unbiased); `auto` takes all up to 2,000. `samples`: held-out prompts that
     the policy continues for the KL and, with simulated users, the win rate; 0 for none.
     """

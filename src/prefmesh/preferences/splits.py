@@ -57,22 +57,23 @@ class Split:
 def split(
     pairs: Sequence[Pair], held_out: int | float, by: SplitBy = "prompt", fold: int = 0, seed: int = 0
 ) -> Split:
-    """Holds out one of round(1 / held_out) folds; over all folds each pair is held out once.
+    """Holds out one fold of that share (see `folds_of`); over all folds each pair is held out once, but for those in none.
 
-    Groups are shuffled by the seed and dealt, large ones first, to the fold with the fewest pairs so far. `held_out`
+    Groups are shuffled by the seed and dealt, large ones first, to the fold that is emptiest so far. `held_out`
     0 holds out nothing. Raises `InputError` where that cannot be done: too few groups, or one group with more than
     half of all pairs (for more than two folds).
     """
     if not 0 <= held_out <= 0.5:
         raise InputError(f"evaluation.held_out: {held_out}; allowed: 0 (none) to 0.5")
-    folds = round(1 / held_out) if held_out else 0
+    folds, rest = folds_of(held_out)
     if not 0 <= fold < max(folds, 1):
         raise InputError(f"evaluation.fold: {fold}; allowed: 0 to {max(folds, 1) - 1} (held_out {held_out})")
     group = groups_of(pairs, by)
     sizes = np.bincount(group)
     if folds:
-        _check_groups(sizes, by, folds)
-        out = _deal(sizes, folds, seed)[group] == fold
+        bins = [held_out] * folds + [rest] * (rest > 0)
+        _check_groups(sizes, by, len(bins))
+        out = _deal(sizes, bins, seed)[group] == fold
     else:
         out = np.zeros(len(pairs), dtype=bool)
     train, held = np.flatnonzero(~out), np.flatnonzero(out)
@@ -85,6 +86,24 @@ def split(
         groups=len(sizes),
         leakage=leakage(pairs, train, held),
     )
+
+
+def folds_of(held_out: float) -> tuple[int, float]:
+    """How many disjoint folds of this share there are, and the share of pairs that is in none and always trained on.
+
+    >>> folds_of(0.2), folds_of(0.33), folds_of(0)
+    ((5, 0.0), (3, 0.0), (0, 0.0))
+    >>> folds, rest = folds_of(0.4)
+    >>> folds, round(rest, 12)
+    (2, 0.2)
+    """
+    if not held_out:
+        return 0, 0.0
+    nearest = round(1 / held_out)
+    if abs(1 / held_out - nearest) < 0.05:  # 0.33 is a third
+        return nearest, 0.0
+    folds = int(1 / held_out)
+    return folds, 1 - folds * held_out
 
 
 def groups_of(pairs: Sequence[Pair], by: SplitBy) -> Int[np.ndarray, " pairs"]:
@@ -126,15 +145,17 @@ def _check_groups(sizes: Int[np.ndarray, " groups"], by: SplitBy, folds: int) ->
         )
 
 
-def _deal(sizes: Int[np.ndarray, " groups"], folds: int, seed: int) -> Int[np.ndarray, " groups"]:
-    """The fold of each group: largest first (ties in shuffled order), each to the fold with the fewest pairs."""
+def _deal(
+    sizes: Int[np.ndarray, " groups"], shares: Sequence[float], seed: int
+) -> Int[np.ndarray, " groups"]:
+    """The fold of each group: largest first (ties in shuffled order), each to the fold that is emptiest for its share."""
     shuffled = generator(seed, "split").permutation(len(sizes))
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
     fold_of = np.empty(len(sizes), dtype=np.int64)
-    heap = [(0, fold) for fold in range(folds)]
+    heap = [(0.0, fold) for fold in range(len(shares))]
     for group in order:
         load, fold = heap[0]
-        heapq.heapreplace(heap, (load + int(sizes[group]), fold))
+        heapq.heapreplace(heap, (load + float(sizes[group]) / shares[fold], fold))
         fold_of[group] = fold
     return fold_of
 

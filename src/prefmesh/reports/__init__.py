@@ -29,12 +29,13 @@ def write_report(directory: Path | str) -> Path:
     drawn = [(plate, figure_bytes(plate.figure, "svg")) for plate in draw(results)]
     page = render(results, drawn)
     for plate, svg in drawn:
-        _replace(results.directory / "figures" / f"{plate.name}.svg", svg)
-        _replace(results.directory / "figures" / f"{plate.name}.png", figure_bytes(plate.figure, "png"))
-    return _replace(results.directory / "report.html", page.encode("utf-8", errors="replace"))
+        replace_file(results.directory / "figures" / f"{plate.name}.svg", svg)
+        replace_file(results.directory / "figures" / f"{plate.name}.png", figure_bytes(plate.figure, "png"))
+    return replace_file(results.directory / "report.html", page.encode("utf-8", errors="replace"))
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all, readable for everyone; its path."""
     path.parent.mkdir(exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,7 +1,7 @@
 """Curves of a metric against rounds or bytes, against KL, and a study's final metric against its x."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ def curves_figure(
     scale: Scale = "linear",
     references: Sequence[Reference] = (),
 ) -> Figure:
-    """One line per curve with a band of one standard deviation over seeds.
+    """One line per curve with a band of its spread over seeds.
 
     Against bytes, a method that sends nothing is a level line at its last value.
     A value that the axis cannot show is a gap, counted in a note below the figure.
@@ -97,7 +97,7 @@ def curve_notes(curves: Sequence[Curve], scale: Scale) -> list[str]:
     notes = []
     seeds = max((c.seeds for c in curves), default=0)
     if seeds > 1:
-        notes.append(f"Mean of up to {seeds} seeds ± one standard deviation.")
+        notes.append(f"Mean of up to {seeds} seeds ± one {curves[0].spread}.")
     words = {
         "negative": ("negative estimate", "negative estimates", ""),
         "zero": ("value", "values", " of exactly 0"),
@@ -184,13 +184,19 @@ def study_figure(
     """
     numeric = all(point.x is not None for point in points)
     place = {p.order: float(p.x if numeric and p.x is not None else i) for i, p in enumerate(points)}
-    ordered = sorted(points, key=lambda point: place[point.order])
     seeds = max(len(point.values) for point in points)
     notes = ["Mean ± one standard deviation; dots: single seeds."] if seeds > 1 else []
-    undrawn = sum(not _drawable(v, scale) for point in points for v in point.values)
+    floor = max((v for p in points for v in p.values if np.isfinite(v)), default=0.0) * 10.0**-LOG_DECADES
+    shown = [replace(p, values=[v for v in p.values if _drawable(v, scale, floor)]) for p in points]
+    undrawn = sum(len(point.values) for point in points) - sum(len(point.values) for point in shown)
     if undrawn:
-        kind = "not finite or not positive" if scale == "log" else "not finite"
+        kind = (
+            f"not finite or not positive, or more than {LOG_DECADES} decades below the largest,"
+            if scale == "log"
+            else "not finite"
+        )
         notes.append(f"{undrawn} {'value is' if undrawn == 1 else 'values are'} {kind} and not drawn.")
+    ordered = sorted(shown, key=lambda point: place[point.order])
     series = list(dict.fromkeys(point.series for point in ordered))
     names = [name for name in series if name] + [name for name, _ in ceilings]
     crowded = not numeric and (len(points) > 4 or max(len(p.label) for p in points) > 9)
@@ -243,7 +249,7 @@ def _draw_series(
     joined: bool,
 ) -> Line2D:
     """One curve of a study: means, deviations, and a dot per seed."""
-    values = [[v for v in point.values if _drawable(v, scale)] for point in points]
+    values = [point.values for point in points]
     x = np.array([place[point.order] for point in points])
     mean = np.array([np.mean(v) if v else np.nan for v in values])
     std = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
@@ -261,8 +267,8 @@ def _draw_series(
     return line
 
 
-def _drawable(number: float, scale: Scale) -> bool:
-    return bool(np.isfinite(number)) and (scale != "log" or number > 0)
+def _drawable(number: float, scale: Scale, floor: float) -> bool:
+    return bool(np.isfinite(number)) and (scale != "log" or number > floor)
 
 
 def _draw_reference(axes: Axes, reference: Reference) -> None:

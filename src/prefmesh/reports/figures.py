@@ -185,8 +185,12 @@ def metric_curves(results: Results, metric: Metric) -> list[Curve]:
     return [line for line in found if line is not None]
 
 
-def curve_plates(results: Results, metric: Metric, axis: Axis) -> Iterator[Plate]:
+def curve_plates(
+    results: Results, metric: Metric, axis: Axis, *, standard_error: bool = False
+) -> Iterator[Plate]:
     lines = metric_curves(results, metric)
+    if standard_error:
+        lines = [line.with_standard_error() for line in lines]
     if metric.scale == "log":
         drawn = [line for line in lines if np.any(line.mean[np.isfinite(line.mean)] > 0)]
     else:

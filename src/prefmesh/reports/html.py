@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -21,8 +22,8 @@ MOST_USERS_LISTED = 20
 SECTIONS = {"study": "What the study varies", "training": "Training", "users": "Users", "graph": "Graph"}
 
 
-def render(results: Results, drawn: Sequence[tuple[Plate, bytes]]) -> str:
-    """The page, from results and their figures as SVG."""
+def fill(template: str, **context: Any) -> str:
+    """A page from one of this room's templates."""
     environment = Environment(
         loader=PackageLoader("prefmesh.reports", "."),
         autoescape=True,
@@ -30,10 +31,16 @@ def render(results: Results, drawn: Sequence[tuple[Plate, bytes]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(template).render(**context)
+
+
+def render(results: Results, drawn: Sequence[tuple[Plate, bytes]]) -> str:
+    """The page, from results and their figures as SVG."""
     rows = tables.summary_rows(results)
     differences = tables.difference_rows(results)
     columns, compared = tables.shown_columns(rows), tables.shown_columns(differences)
-    return environment.get_template("report.html.jinja").render(
+    return fill(
+        "report.html.jinja",
         results=results,
         spread=any(
             row[column.key] and row[column.key]["std"] is not None for row in rows for column in columns
@@ -73,16 +80,17 @@ def render(results: Results, drawn: Sequence[tuple[Plate, bytes]]) -> str:
 
 
 def figures_of(section: str, drawn: Sequence[tuple[Plate, bytes]]) -> list[Row]:
-    return [
-        {
-            "title": plate.title,
-            "caption": plate.caption,
-            # Trusted: made by our own XML serialiser, which escapes labels.
-            "svg": Markup(inline_svg(svg, name=plate.name, title=plate.title, description=plate.description)),
-        }
-        for plate, svg in drawn
-        if plate.section == section
-    ]
+    return [shown(plate, svg) for plate, svg in drawn if plate.section == section]
+
+
+def shown(plate: Plate, svg: bytes) -> Row:
+    """A figure as the templates take it."""
+    return {
+        "title": plate.title,
+        "caption": plate.caption,
+        # Trusted: made by our own XML serialiser, which escapes labels.
+        "svg": Markup(inline_svg(svg, name=plate.name, title=plate.title, description=plate.description)),
+    }
 
 
 def state_lines(results: Results) -> list[str]:

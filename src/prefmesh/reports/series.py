@@ -1,7 +1,7 @@
 """What the figures draw: curves over rounds (mean and spread over seeds) and accuracies of users."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ from prefmesh.reports.runs import Row, Run, value
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One metric of one variant. `std` is nan where fewer than two seeds have reached the round."""
+    """One metric of one variant. `std` is nan where fewer than two seeds have reached the round; `spread` says what it is."""
 
     label: str
     style: int
@@ -21,6 +21,11 @@ class Curve:
     mean: Float[np.ndarray, " points"]
     std: Float[np.ndarray, " points"]
     seeds: int
+    spread: str = "standard deviation"
+
+    def with_standard_error(self) -> "Curve":
+        """The same with the standard error of the mean as its band: std / sqrt(seeds)."""
+        return replace(self, std=self.std / np.sqrt(self.seeds), spread="standard error")
 
     @property
     def sends_nothing(self) -> bool:

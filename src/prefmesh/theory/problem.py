@@ -202,7 +202,7 @@ class LogLinearProblem:
         x = every.x[every.weight > 0]
         x = x / np.abs(x).max(axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
         found = linprog(-x.sum(0), A_ub=-x, b_ub=np.zeros(len(x)), bounds=(-1, 1), method="highs")
-        if found.status == 0 and -found.fun > 1e-7 * len(x):
+        if found.fun is not None and -found.fun > 1e-7 * len(x):
             raise NoOptimum(
                 f"delta_features: the {len(x)} pairs are separable (some theta ranks none of them wrongly), so the loss has "
                 "no finite optimum; allowed: pairs that contradict each other, or more of them than dimensions"
@@ -238,15 +238,15 @@ def _newton(problem: LogLinearProblem, theta: Vector) -> Vector:
         if norm <= 1e-15 * size:
             break
         step = np.linalg.lstsq(problem.hessian(theta), gradient, rcond=1e-14)[0]
-        loss, length = problem.loss(theta), 1.0
-        while length > 1e-8 and problem.loss(theta - length * step) > loss - 1e-4 * length * (
-            gradient @ step
-        ):
-            length /= 2
+        moved = theta - step
         # Near the optimum the loss is flat to rounding: there the gradient decides.
-        moved = theta - (length if length > 1e-8 else 1.0) * step
-        if length <= 1e-8 and np.linalg.norm(problem.gradient(moved)) >= norm:
-            break
+        if np.linalg.norm(problem.gradient(moved)) > norm / 2:
+            loss, fall, length = problem.loss(theta), gradient @ step, 1.0
+            while length > 1e-8 and problem.loss(theta - length * step) > loss - 1e-4 * length * fall:
+                length /= 2
+            if length <= 1e-8:
+                break
+            moved = theta - length * step
         theta = moved
     norm = np.linalg.norm(problem.gradient(theta))
     if norm > GRADIENT_TOLERANCE * max(1.0, size):

@@ -111,8 +111,8 @@ class Ensemble:
         batch_size: int | None = None,
         seed: int = 0,
     ):
-        if not (np.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr: found {lr}; allowed: a finite number above 0")
+        if not 0 < lr < 1e38:
+            raise ValueError(f"lr: found {lr}; allowed: above 0 and below 1e38")
         check_batch_size(batch_size)
         if rounds < 1 or local_steps < 1:
             raise ValueError(f"rounds, local_steps: found {rounds}, {local_steps}; allowed: at least 1 each")
@@ -206,6 +206,30 @@ def _trajectory(
     )
 
 
+def stationary_consensus_errors(
+    ensemble: Ensemble, *, burn_in: int, batches: int, theta0: np.ndarray | None = None
+) -> Float[np.ndarray, "members batches"]:
+    """Each member's e, averaged over `batches` equal stretches of the rounds after the first `burn_in`.
+
+    Stretches that are long against the memory of the process are nearly independent: their spread gives the error.
+    Raises `ValueError` where fewer rounds than batches are left.
+    """
+    length = (ensemble.rounds - burn_in) // batches
+    if length < 1:
+        raise ValueError(
+            f"burn_in: found {burn_in} of {ensemble.rounds} rounds; allowed: at least {batches} rounds fewer, one per batch"
+        )
+    first, size = ensemble.agents[:-1], np.diff(ensemble.agents)
+    sums = np.zeros((len(size), batches))
+    for r, theta in enumerate(ensemble.run(theta0)):
+        batch = (r - burn_in - 1) // length
+        if 0 <= batch < batches:
+            mean = np.add.reduceat(theta, first, axis=0) / size[:, None]
+            apart = np.square(theta - np.repeat(mean, size, axis=0)).sum(1)
+            sums[:, batch] += np.add.reduceat(apart, first) / size
+    return sums / length
+
+
 def consensus_error(theta: Rows) -> float:
     """e = (1/N) sum_i ||theta_i - mean||^2."""
     if theta.strides[0] == 0:
@@ -231,7 +255,7 @@ def period(
         matrices = [matrices]  # type: ignore[list-item]
     found = []
     for matrix in matrices:
-        w = csr_array(matrix, dtype=np.float64)
+        w: csr_array = csr_array(matrix, dtype=np.float64)  # type: ignore[call-overload]
         if w.shape != (agents, agents):
             raise ValueError(
                 f"{name}: found shape {w.shape}; allowed: ({agents}, {agents}), one row per agent"
