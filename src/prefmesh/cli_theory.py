@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prefmesh.cli_options import AsJson, listed, new_run_directory
+from prefmesh.cli_options import AsJson, new_run_directory
 
 theory_commands = typer.Typer(rich_markup_mode=None)
 
@@ -26,7 +26,8 @@ def _theory() -> None:
 def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Shorter experiments: about a minute.")] = False,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="A,B,...", help="These claims, by name; see the table.")
+        list[str] | None,
+        typer.Option("--only", metavar="WORDS", help="Claims whose name contains this; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all experiments.")] = 0,
     out: Annotated[
@@ -42,6 +43,7 @@ def verify(
 
     \b
     Example: prefmesh theory verify --quick
+    Example: prefmesh theory verify --only bound --only fixed
     """
     from prefmesh import terminal
     from prefmesh.metrics import new_directory, refuse_taken, write_json
@@ -57,7 +59,7 @@ def verify(
         def say(done: int, total: int, name: str) -> None:
             bar.progress.update(bar.task, total=total, completed=done, state=name)
 
-        found = check(Effort(quick=quick, seed=seed), listed(only) if only else None, say=say)
+        found = check(Effort(quick=quick, seed=seed), only, say=say)
     new_directory(directory, lambda made: write_json(made / "verify.json", found.to_json()))
     page = write_page(found, directory)
     if json:

@@ -76,9 +76,10 @@ def test_failures_are_shown_and_the_others_go_on(two_claims, tmp_path) -> None:
 
 
 def test_claims_by_name(tmp_path) -> None:
-    done = prefmesh("theory", "verify", "--only", "Lam bounds the curvature", "--out", tmp_path / "out")
+    done = prefmesh("theory", "verify", "--only", "lam bounds", "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
-    assert "holds" in done.out
+    [row] = json.loads(done.out)["claims"]
+    assert (row["name"], row["verdict"]) == ("Lam bounds the curvature", "holds")
     wrong = prefmesh("theory", "verify", "--only", "Lam bounds the curvatur", "--out", tmp_path / "other")
     assert wrong.code == 2
     assert "did you mean 'Lam bounds the curvature'" in wrong.err

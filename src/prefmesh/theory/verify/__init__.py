@@ -24,7 +24,7 @@ def verify(
     *,
     say: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Verification:
-    """Check all claims, or those named in `only`. Raises `InputError` for an unknown name.
+    """Check all claims, or those whose names contain a word of `only`. Raises `InputError` where none does.
 
     An experiment that breaks is a row that says so; the others go on.
     """

@@ -171,9 +171,9 @@ class Verification:
         }
 
 
-def chosen(names: Sequence[str] | None) -> list[Claim]:
-    """The claims of these names, or all. Raises `InputError` for an unknown one."""
-    for name in names or ():
-        if name not in CLAIMS:
-            raise unknown_name("--only", name, CLAIMS, kind="claim")
-    return [CLAIMS[name] for name in (names or CLAIMS)]
+def chosen(words: Sequence[str] | None) -> list[Claim]:
+    """The claims whose names contain any of these words, or all. Raises `InputError` for a word that none contains."""
+    for word in words or ():
+        if not any(word.lower() in name.lower() for name in CLAIMS):
+            raise unknown_name("--only", word, CLAIMS, kind="claim")
+    return [one for name, one in CLAIMS.items() if not words or any(w.lower() in name.lower() for w in words)]

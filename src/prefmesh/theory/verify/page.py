@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from prefmesh.reports import replace_file, style
 from prefmesh.reports.html import fill
@@ -93,7 +94,7 @@ def _words(row: Row) -> dict[str, str]:
 def draw(title: str, plot: Plot) -> Figure:
     """Lines are predicted, markers measured; in the house's style, which the caller has entered."""
     labels = [series.label for series in plot.series]
-    figure, axes = style.new_figure(style.plain(title, 52), rows_below=style.rows_below(labels, []))
+    figure, axes = style.new_figure(style.plain(title, 46), rows_below=style.rows_below(labels, []))
     entries = []
     for i, series in enumerate(plot.series):
         look = style.line_style(i)
@@ -109,14 +110,28 @@ def draw(title: str, plot: Plot) -> Figure:
                 capsize=2,
             )
         entries.append((handle, style.plain(series.label, 52)))
-    if plot.log_x:
-        axes.set_xscale("log")
-    if plot.log_y:
-        axes.set_yscale("log")
+    _scale(axes.xaxis, plot.log_x)
+    _scale(axes.yaxis, plot.log_y)
     axes.set_xlabel(style.plain(plot.x_label, 60))
     axes.set_ylabel(style.plain(plot.y_label, 44))
     style.add_legend(figure, entries)
     return figure
+
+
+def _scale(axis: Any, log: bool) -> None:
+    """A logarithmic axis has few labels that do not run into each other; a linear one no offset to add in the head."""
+    if not log:
+        axis.get_major_formatter().set_useOffset(False)
+        low, high = axis.get_view_interval()
+        if high - low < 1e-6 * abs(high):  # one value: show it against 0
+            axis.axes.set(**{f"{axis.axis_name}lim": (0, 2 * high)})
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    if high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:.3g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def described(plot: Plot) -> str:

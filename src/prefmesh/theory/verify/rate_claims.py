@@ -191,7 +191,7 @@ def _used(effort: Effort, method: str) -> Finding:
         f"{np.median(ordered):.3f} of the bound.",
         plot=Plot(
             x_label="settings, sorted",
-            y_label="share of the bound that is reached",
+            y_label="share of the bound",
             series=[
                 Series(label="the bound", x=[1, len(ordered)], y=[1, 1]),
                 Series(
