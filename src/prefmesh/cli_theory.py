@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from prefmesh.cli_options import AsJson, new_run_directory
+from prefmesh.cli_options import (
+    AsJson,
+    Config,
+    Out,
+    Overrides,
+    Plugins,
+    load,
+    load_plugins,
+    new_run_directory,
+)
 
 theory_commands = typer.Typer(rich_markup_mode=None)
 
