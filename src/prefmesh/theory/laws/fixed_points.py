@@ -175,6 +175,8 @@ def _newton(
             break
         x, r, at = moved, r_moved, at_moved
         norm = np.linalg.norm(r)
+        if length == 1 and np.linalg.norm(step) <= 1e-10 * np.linalg.norm(x):
+            break  # the next step would be the square of this one
     if not norm <= max(1e-10 * first, 1e-13 * (np.linalg.norm(x) + scale)):
         raise ValueError(
             f"lr: Newton's method left a residual of {norm:.3g} (from {first:.3g}) and found no fixed point; "

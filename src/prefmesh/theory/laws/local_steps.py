@@ -72,7 +72,7 @@ def take(
 
 
 def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Matrices:
-    """Covariance that minibatches add over E steps from a start that is fixed (docs/theory, eq. (5.8) with X_0 = 0).
+    """Covariance that minibatches add over E steps from a start that is fixed (docs/theory, eq. (5.7) with X_0 = 0).
 
     C_i / b in every step, carried through the later ones, and E[dH X dH] / b of what has gathered by then.
     """
@@ -86,7 +86,7 @@ def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Ma
 
 
 def scattered_noise(steps: LocalSteps, batch_size: float, start: Matrices) -> Matrices:
-    """What the minibatches' Hessians add because the start scatters: linear in its covariances (docs/theory, eq. (5.8))."""
+    """What the minibatches' Hessians add because the start scatters: linear in its covariances (docs/theory, eq. (5.7))."""
     x = carried = start
     for theta, d in zip(steps.points, steps.contraction, strict=True):
         source = steps.lr**2 * steps.problem.hessian_noise(theta, x)

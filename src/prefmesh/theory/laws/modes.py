@@ -17,7 +17,7 @@ class Modes:
     """The N - 1 modes along which agents can differ, by falling |eigenvalue| of W; u_k of unit length.
 
     `heterogeneity` is ||sum_i u_ki grad f_i(theta*)||^2 / N, which adds up to zeta^2 at the optimum; `noise` the trace of a
-    minibatch gradient's covariance along the mode; `bias` and `variance` what each adds to the consensus error (5.15).
+    minibatch gradient's covariance along the mode; `bias` and `variance` what each adds to the consensus error (5.17).
     Within an eigenvalue that repeats only sums have a meaning.
     """
 
