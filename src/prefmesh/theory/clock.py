@@ -145,7 +145,11 @@ def round_ends(method: Method, devices: Devices, links: Links, model_bytes: floa
     """
     if isinstance(method, FedDPO):
         return _federated(method, devices, links, model_bytes, seed)
-    return agent_ends(_gossiping(method), devices, links, model_bytes, seed).max(axis=1)
+    if not isinstance(method, DecDPO):
+        raise ValueError(
+            f"method: found {type(method).__name__}; allowed: FedDPO or DecDPO, the methods that communicate in rounds"
+        )
+    return agent_ends(method, devices, links, model_bytes, seed).max(axis=1)
 
 
 def agent_ends(
@@ -312,14 +316,6 @@ def _all_below(below: Float[np.ndarray, "times agents"], participants: int) -> F
         next_[:, 1:] += done[:, :-1] * drawn[:-1] * below[:, i, None]
         done = next_
     return done[:, participants]
-
-
-def _gossiping(method: Method) -> DecDPO:
-    if not isinstance(method, DecDPO):
-        raise ValueError(
-            f"method: found {type(method).__name__}; allowed: FedDPO or DecDPO, the methods that communicate in rounds"
-        )
-    return method
 
 
 def _per_agent(name: str, value: Speed, agents: int) -> PerAgent:
