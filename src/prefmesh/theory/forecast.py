@@ -5,15 +5,16 @@ minibatch noise, sampling of participants, client drift and the drift that a gra
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from prefmesh.algorithms.methods import METHODS, Method, Population
-from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.theory.problem import LogLinearProblem
+from prefmesh.topology.build import build_mixing_matrix
+from prefmesh.topology.mixing import MixingMatrix
 from prefmesh.topology.settings import GraphSettings
 
 MAX_STEPS = 20_000
@@ -53,6 +54,10 @@ class Setting:
             Population(weights=np.full(agents, 1 / agents), seed=seed),
         )
 
+    def mixing(self, agents: int, seed: int = 0) -> MixingMatrix:
+        """W of `dec_dpo`. Raises `InputError` as `build` does."""
+        return _mixing(self.graph or "ring", self.weights, agents, seed)
+
     def participants(self, agents: int) -> int:
         """S: how many take local steps in a round."""
         return self.participation or agents
@@ -64,6 +69,17 @@ class Setting:
             else f"S = {self.participation or 'all'}"
         )
         return f"{self.method} ({place}), E = {self.local_steps}, lr = {self.lr:.4g}, batch = {self.batch_size or 'full'}"
+
+
+@lru_cache(maxsize=64)
+def _mixing(graph: str, weights: str, agents: int, seed: int) -> MixingMatrix:
+    return build_mixing_matrix(graph, weights, agents, seed)
+
+
+@lru_cache(maxsize=64)
+def _modes(graph: str, weights: str, agents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and modes of W - J."""
+    return np.linalg.eigh(_mixing(graph, weights, agents, 0).matrix.toarray() - 1 / agents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +101,7 @@ class Forecast:
         self.start = np.zeros(problem.dim) if theta0 is None else np.asarray(theta0, dtype=np.float64)
         self.largest_curvature = float(np.linalg.eigvalsh(problem.hessian(np.zeros(problem.dim)))[-1])
         self._descents: dict[float, _Descent | None] = {}
-        self._agents: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._kept_updates: dict[tuple[float, int], np.ndarray] = {}
         start = problem.loss(self.start)
         if not target < start:
             raise ValueError(
@@ -171,9 +187,11 @@ class Forecast:
 
     def _updates(self, lr: float, local_steps: int) -> np.ndarray:
         """u_i = lr sum_{e<E} (I - lr H_i)^e g_i (N, d): what agent i's local steps add, with the sign turned (eq. 7.10)."""
-        h, bases = self._curvatures
-        along = np.einsum("ndm,nd->nm", bases, self._gradients) * lr * _geometric(1 - lr * h, local_steps)
-        return np.einsum("ndm,nm->nd", bases, along)
+        if (lr, local_steps) not in self._kept_updates:
+            h, bases = self._curvatures
+            along = np.einsum("ndm,nd->nm", bases, self._gradients) * lr * _geometric(1 - lr * h, local_steps)
+            self._kept_updates[lr, local_steps] = np.einsum("ndm,nm->nd", bases, along)
+        return self._kept_updates[lr, local_steps]
 
     def _push(self, setting: Setting) -> np.ndarray:
         """How far a round moves the mean model beyond E steps on the pooled loss (d,), eq. (7.11)."""
@@ -192,10 +210,7 @@ class Forecast:
     def _disagreement(self, setting: Setting, updates: np.ndarray) -> np.ndarray:
         """theta_i - mean (N, d) in the stationary state: what mixing leaves of different updates (eq. 6.4)."""
         h, basis = self._spectrum
-        method = setting.build(self.problem.num_agents, 1)
-        assert isinstance(method, DecDPO)
-        n = method.agents
-        values, modes = np.linalg.eigh(method.mixing.matrix.toarray() - 1 / n)
+        values, modes = _modes(setting.graph or "ring", setting.weights, self.problem.num_agents)
         kept = (1 - setting.lr * h) ** setting.local_steps
         response = values[:, None] / (1 - values[:, None] * kept)
         return -(modes @ (response * (modes.T @ updates @ basis))) @ basis.T
