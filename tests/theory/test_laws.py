@@ -60,6 +60,23 @@ class TestFixedPoints:
         assert law.variance == 0
         assert law.bias == pytest.approx(last, rel=1e-9)
 
+    def test_client_drift_is_of_first_order_on_own_pairs(self):
+        """docs/theory, eq. (5.4)."""
+        problem, steps = tastes(4, 3), 5
+        best = problem.optimum()
+        pulled = np.einsum("iab,ib->ia", problem.agent_hessians(best), problem.agent_gradients(best)).mean(0)
+        expected = (steps - 1) / 2 * np.linalg.solve(problem.hessian(best), pulled)
+        found = (laws.fed_dpo_fixed_point(problem, 1e-4, steps) - best) / 1e-4
+        np.testing.assert_allclose(found, expected, rtol=1e-2)
+
+    def test_client_drift_is_of_second_order_on_shared_pairs(self):
+        problem = laws.users_along(np.array([1.0, 0.2, -0.5]), CONTRADICTING, 1.0)
+        drift = [
+            np.linalg.norm(laws.fed_dpo_fixed_point(problem, lr, 5) - problem.optimum())
+            for lr in (0.02, 0.01)
+        ]
+        assert drift[0] / drift[1] == pytest.approx(4, rel=0.05)
+
     def test_one_local_step_of_all_agents_has_no_bias(self):
         problem = tastes(4, 3)
         np.testing.assert_allclose(

@@ -139,7 +139,7 @@ def _radius(mixing: Sequence[csr_array], jacobians: Sequence[Matrices]) -> float
     if size <= DENSE:
         return float(np.abs(np.linalg.eigvals(product(np.eye(size)))).max())
     operator = LinearOperator((size, size), matvec=lambda x: product(x[:, None])[:, 0], dtype=np.float64)
-    found = eigs(operator, k=1, which="LM", v0=np.ones(size), return_eigenvectors=False, tol=1e-9)
+    found = eigs(operator, k=1, which="LM", v0=np.ones(size), ncv=40, return_eigenvectors=False)
     return float(np.abs(found).max())
 
 
