@@ -22,6 +22,8 @@ GRAPHS = ("ring", "torus", "hypercube", "star", "complete")
 """Those that a plan may propose, where the number of agents allows."""
 SEEDS = 8
 """Runs that a simulated loss is the mean of."""
+RUN_OFF_SEEDS = 48
+"""The same for the few settings that are left in the end."""
 REFINED = 24
 """Settings that are simulated before the plan is chosen."""
 NEAR = 1.25
@@ -256,8 +258,8 @@ def refine(
 ) -> list[Simulated]:
     """Simulates the quickest foreseen settings, then the neighbours of the quickest simulated one until none is quicker.
 
-    A setting is given up once its clock has passed the quickest so far by a quarter. Those that are left run once more with three
-    times the seeds, all others: the least of many noisy figures would be one that had luck. What came out of that, quickest first.
+    A setting is given up once its clock has passed the quickest so far by a quarter. Those that are left run once more with many
+    more seeds, all others: the least of many noisy figures would be one that had luck. What came out of that, quickest first.
     """
     shortlist = [p.setting for p in priced[:REFINED]]
     foreseen = {p.setting: p.seconds for p in priced}
@@ -285,7 +287,7 @@ def refine(
             break
     last = sorted(found.values(), key=lambda outcome: outcome.seconds)
     say("the last few again")
-    again = simulator.with_other_seeds(3 * simulator.seeds)
+    again = simulator.with_other_seeds(RUN_OFF_SEEDS)
     finalists = [outcome.setting for outcome in last if outcome.seconds <= NEAR * best][:FINALISTS]
     return sorted(again.run(finalists, 3 * best), key=lambda outcome: outcome.seconds)
 
