@@ -64,7 +64,9 @@ def once(number: int) -> dict[str, Any]:
 
     began = time.perf_counter()
     forecast = Forecast(on, target)
-    space = Space(agents=on.num_agents, lrs=step_sizes(forecast.largest_curvature))
+    space = Space(
+        agents=on.num_agents, lrs=step_sizes(forecast.largest_curvature, count=5), batch_sizes=(4, 16)
+    )
     order = ranked(space, forecast, prices, shards)
     simulator = Simulator(on, target, prices)
     plan = refine(order, space, simulator)[0]
@@ -84,7 +86,7 @@ def once(number: int) -> dict[str, Any]:
     searched = time.perf_counter() - began
 
     # The least of many noisy figures is too low: those that count come from other seeds.
-    fresh = Simulator(on, target, prices, seeds=16, seed=2000)
+    fresh = Simulator(on, target, prices, seeds=64, seed=2000)
     alone = order[0].setting
     again = {
         found.setting: found.seconds

@@ -181,7 +181,7 @@ def plan(
     Exact on the log-linear policy, where the best settings are simulated; for other policies a rough guide.
 
     \b
-    Example: prefmesh plan town.yaml --target-loss 0.6 --bandwidth 1e6 --latency 0.05 --step-seconds 0.1 --out plan.yaml
+    Example: prefmesh plan own.yaml --target-loss 0.6 --bandwidth 1e6 --step-seconds 0.1
     """
     from prefmesh import terminal
     from prefmesh.errors import InputError

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import expit
 
 from prefmesh.algorithms.methods import METHODS, Method, Population
 from prefmesh.theory.problem import LogLinearProblem
@@ -19,7 +20,7 @@ from prefmesh.topology.settings import GraphSettings
 
 MAX_STEPS = 20_000
 """Noise-free steps after which a target counts as out of reach."""
-BEYOND = 8
+BEYOND = 4
 """How many times further than noise-free descent needs to its target a curve goes on, for noisy settings."""
 
 Curve = Float[np.ndarray, " points"]
@@ -82,6 +83,24 @@ def _modes(graph: str, weights: str, agents: int) -> tuple[np.ndarray, np.ndarra
     return np.linalg.eigh(_mixing(graph, weights, agents, 0).matrix.toarray() - 1 / agents)
 
 
+class Pooled:
+    """The global loss with all agents' pairs in one matrix: what is asked for often is cheap."""
+
+    def __init__(self, problem: LogLinearProblem):
+        sizes = np.array([len(shard) for shard in problem.delta_features])
+        self._x = np.concatenate(problem.delta_features) * problem.beta
+        self._weight = np.repeat(1 / (sizes * problem.num_agents), sizes)
+
+    def losses(self, points: Float[np.ndarray, "points dim"]) -> Curve:
+        """f at many points."""
+        return self._weight @ np.logaddexp(0, -self._x @ points.T)
+
+    def loss_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """f and grad f at one."""
+        z = self._x @ theta
+        return float(self._weight @ np.logaddexp(0, -z)), -(self._weight * expit(-z)) @ self._x
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Descent:
     """Noise-free descent: losses and gradients at every step from 0."""
@@ -97,7 +116,7 @@ class Forecast:
     """
 
     def __init__(self, problem: LogLinearProblem, target: float, theta0: np.ndarray | None = None):
-        self.problem, self.target = problem, target
+        self.problem, self.target, self._pooled = problem, target, Pooled(problem)
         self.start = np.zeros(problem.dim) if theta0 is None else np.asarray(theta0, dtype=np.float64)
         self.largest_curvature = float(np.linalg.eigvalsh(problem.hessian(np.zeros(problem.dim)))[-1])
         self._descents: dict[float, _Descent | None] = {}
@@ -152,8 +171,9 @@ class Forecast:
         losses, gradients = [], []
         most = MAX_STEPS
         while len(losses) <= most:
-            losses.append(self.problem.loss(theta))
-            gradients.append(self.problem.gradient(theta))
+            loss, gradient = self._pooled.loss_and_gradient(theta)
+            losses.append(loss)
+            gradients.append(gradient)
             if reached is None and losses[-1] <= self.target:
                 reached, last = len(losses), theta
                 most = min(MAX_STEPS, BEYOND * reached + 32)

@@ -14,7 +14,7 @@ import numpy as np
 from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.errors import InputError
 from prefmesh.theory.clock import Devices, Links, federated_seconds, gossip_seconds, round_ends
-from prefmesh.theory.forecast import Setting
+from prefmesh.theory.forecast import Pooled, Setting
 from prefmesh.theory.problem import LogLinearProblem
 from prefmesh.theory.simulate import Ensemble, Member
 
@@ -22,8 +22,13 @@ GRAPHS = ("ring", "torus", "hypercube", "star", "complete")
 """Those that a plan may propose, where the number of agents allows."""
 SEEDS = 8
 """Runs that a simulated loss is the mean of."""
+RUN_OFF_SEEDS = 48
+"""The same for the few settings that are left in the end."""
 REFINED = 24
 """Settings that are simulated before the plan is chosen."""
+NEAR = 1.25
+FINALISTS = 8
+"""Settings within `NEAR` of the quickest, at most `FINALISTS`, that are simulated with more seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +183,7 @@ class Simulator:
         self.problem, self.target, self.costs = problem, target, costs
         self.seeds, self.seed = seeds, seed
         self.shards = np.array([len(shard) for shard in problem.delta_features])
-        self._pooled = np.concatenate(problem.delta_features) * problem.beta
-        self._weight = np.repeat(1 / (self.shards * problem.num_agents), self.shards)
+        self._pooled = Pooled(problem)
         self.found: dict[Setting, Simulated] = {}
 
     def run(self, settings: Sequence[Setting], limit: float, most_rounds: int = 4000) -> list[Simulated]:
@@ -197,6 +201,10 @@ class Simulator:
             self._side_by_side(list(group), limit, most_rounds)
         return [self.found[setting] for setting in settings]
 
+    def with_other_seeds(self, seeds: int) -> "Simulator":
+        """A fresh one that shares no seed with this."""
+        return Simulator(self.problem, self.target, self.costs, seeds=seeds, seed=self.seed + self.seeds)
+
     def _side_by_side(self, settings: list[Setting], limit: float, most_rounds: int) -> None:
         """Settings of one lr, E and batch, each with all seeds, in one stacked pass until the last has ended."""
         n, first = self.problem.num_agents, settings[0]
@@ -213,7 +221,7 @@ class Simulator:
         )
         open_ = dict(enumerate(settings))
         for r, theta in enumerate(ensemble.run()):
-            losses = self._losses(theta.reshape(len(members), n, -1).mean(1))
+            losses = self._pooled.losses(theta.reshape(len(members), n, -1).mean(1))
             for k, loss in enumerate(losses.reshape(len(settings), self.seeds).mean(1)):
                 if k in open_ and (loss <= self.target or r == len(ends[k]) - 1):
                     reached, now = bool(loss <= self.target), float(ends[k][r])
@@ -244,46 +252,46 @@ class Simulator:
         matrix = setting.mixing(self.problem.num_agents, self.seed).matrix
         return Member(self.problem, "dec_dpo", mixing=(matrix,), seed=seed)
 
-    def _losses(self, points: np.ndarray) -> np.ndarray:
-        """The pooled loss at many points."""
-        return self._weight @ np.logaddexp(0, -self._pooled @ points.T)
-
 
 def refine(
     priced: Sequence[Priced], space: Space, simulator: Simulator, say: Callable[[str], None] = lambda _: None
 ) -> list[Simulated]:
     """Simulates the quickest foreseen settings, then the neighbours of the quickest simulated one until none is quicker.
 
-    All that were simulated, quickest first. A setting is given up once its clock has passed the quickest so far.
+    A setting is given up once its clock has passed the quickest so far by a quarter. Those that are left run once more with many
+    more seeds, all others: the least of many noisy figures would be one that had luck. What came out of that, quickest first.
     """
-    best = np.inf
     shortlist = [p.setting for p in priced[:REFINED]]
     foreseen = {p.setting: p.seconds for p in priced}
-    limit = 3 * priced[0].seconds
-    say(f"simulating the {len(shortlist)} quickest")
-    found = {}
-    # one group after the other, so that the first ends bound the rest
-    for start in range(0, len(shortlist), 8):
-        for outcome in simulator.run(shortlist[start : start + 8], min(best, limit)):
+    found: dict[Setting, Simulated] = {}
+    best, limit = np.inf, 3 * priced[0].seconds
+
+    def simulate(settings: Sequence[Setting]) -> None:
+        nonlocal best
+        for outcome in simulator.run(settings, min(limit, NEAR * best)):
             found[outcome.setting] = outcome
             best = min(best, outcome.seconds)
+
+    say(f"simulating the {len(shortlist)} quickest")
+    for start in range(0, len(shortlist), 8):  # those that have ended bound the rest
+        simulate(shortlist[start : start + 8])
     if not np.isfinite(best):
         return []
     while True:
-        leader = min(found.values(), key=lambda outcome: outcome.seconds)
-        say(f"simulating the neighbours of {leader.setting}")
-        new = [
-            other
-            for other in space.neighbours(leader.setting)
-            if other not in found and foreseen.get(other, np.inf) < 2 * best
-        ]
-        for outcome in simulator.run(new, best):
-            found[outcome.setting] = outcome
-            best = min(best, outcome.seconds)
-        if best >= leader.seconds:
-            return sorted(found.values(), key=lambda outcome: outcome.seconds)
+        before = best
+        leader = min(found.values(), key=lambda outcome: outcome.seconds).setting
+        say(f"simulating the neighbours of {leader}")
+        around = [other for other in space.neighbours(leader) if other not in found]
+        simulate([other for other in around if foreseen.get(other, np.inf) < 2 * best])
+        if best >= before:
+            break
+    last = sorted(found.values(), key=lambda outcome: outcome.seconds)
+    say("the last few again")
+    again = simulator.with_other_seeds(RUN_OFF_SEEDS)
+    finalists = [outcome.setting for outcome in last if outcome.seconds <= NEAR * best][:FINALISTS]
+    return sorted(again.run(finalists, 3 * best), key=lambda outcome: outcome.seconds)
 
 
-def step_sizes(largest_curvature: float, coarsest: float = 1.5, count: int = 7) -> tuple[float, ...]:
+def step_sizes(largest_curvature: float, coarsest: float = 1.5, count: int = 6) -> tuple[float, ...]:
     """coarsest / L and down from it by factors of two, ascending."""
     return tuple(coarsest / largest_curvature / 2.0**k for k in reversed(range(count)))

@@ -214,6 +214,10 @@ def _choose(
                 f"target_loss: found {target:.6g}; settings that were foreseen to reach it did not in simulation; allowed: a higher target"
             )
         best = simulated[0]
+        if best.rounds is None:  # luck alone had brought them there
+            raise InputError(
+                f"target_loss: found {target:.6g}; no setting reaches it reliably in simulation; allowed: a higher target"
+            )
         chosen, rounds, seconds = by_setting[best.setting], best.rounds, best.seconds
     assert rounds is not None
     others: dict[tuple[int | None, str | None], tuple[Setting, float]] = {}
