@@ -12,7 +12,7 @@ import typer
 from prefmesh.cli import app
 from tests.runs import FILE, ROWS, TOWN, contents, prefmesh, write_jsonl, write_yaml
 
-COMMANDS = ["run", "compare", "study", "topology", "data", "warmstart", "eval", "report", "doctor"]
+COMMANDS = ["run", "compare", "study", "topology", "data", "warmstart", "eval", "report", "doctor", "landscape"]
 
 
 @pytest.fixture(autouse=True)

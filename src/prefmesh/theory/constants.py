@@ -44,6 +44,11 @@ class GradientMoments:
     losses: Numbers
 
     @property
+    def exact(self) -> bool:
+        """Whether every pair was looked at."""
+        return bool((self.measured == self.held).all())
+
+    @property
     def unseen(self) -> Numbers:
         """The share of an agent's pairs that was not looked at: a mean over all of them has no error."""
         return 1 - self.measured / self.held
