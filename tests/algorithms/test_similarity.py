@@ -88,10 +88,11 @@ def test_planted_groups_are_found(agents: int, groups: int, noise: float) -> Non
     assert (np.diff(own[found.order]) >= 0).all()
 
 
-def test_where_there_are_no_groups_none_are_found() -> None:
+def test_where_there_are_no_groups_none_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Agents all over a sphere, agents of one taste, and agents along a line: at most the 5 % of a test of 5 %, and luck."""
+    monkeypatch.setattr("prefmesh.algorithms.similarity.REFERENCE_DRAWS", 99)
     wrong = 0
-    for seed in range(12):
+    for seed in range(8):
         random = np.random.default_rng(seed)
         sphere = random.standard_normal((8, 5))
         line = np.outer(random.standard_normal(8), np.eye(5)[0]) + 3 * np.eye(5)[1]
@@ -101,8 +102,8 @@ def test_where_there_are_no_groups_none_are_found() -> None:
             seen = true + errors
             found = find_groups(seen @ seen.T, np.full(8, 0.3), ghosts @ ghosts.T, random)
             wrong += found.count > 1
-    # Binomial(36, 0.05) is above 6 once in 250 times.
-    assert wrong <= 6
+    # Binomial(24, 0.05) is above 4 once in 170 times.
+    assert wrong <= 4
 
 
 @pytest.mark.parametrize("agents", [1, 2])

@@ -52,7 +52,7 @@ def test_constants_are_the_closed_forms_over_the_region(grouped: tuple[Any, Any]
     assert found.gradient_noise == pytest.approx(noise, rel=1e-4)
     # At the start s (1 - s) = 1/4, its largest: the bound is reached there.
     assert found.smoothness == pytest.approx(exact.smoothness(), rel=1e-4)
-    assert found.most_negative > -1e-4 * found.smoothness
+    assert found.lowest_eigenvalue > -1e-4 * found.smoothness
     np.testing.assert_allclose(found.prices, exact.price_of_consensus())
 
 
@@ -139,7 +139,7 @@ def test_end_to_end_on_a_language_model(here: Path) -> None:
     constants = found["constants"]
     assert constants["smoothness"] > 0
     assert constants["gradient_noise"] > 0
-    assert constants["most_negative_eigenvalue"] < 0
+    assert constants["lowest_eigenvalue"] < 0
     assert found["price_of_consensus"] is None
     assert any("adamw" in remark and "SGD" in remark for remark in found["remarks"])
     assert any("No price of consensus" in remark for remark in found["remarks"])
