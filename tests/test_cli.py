@@ -12,7 +12,9 @@ import typer
 from prefmesh.cli import app
 from tests.runs import FILE, ROWS, TOWN, contents, prefmesh, write_jsonl, write_yaml
 
-COMMANDS = ["run", "compare", "study", "topology", "data", "warmstart", "eval", "report", "doctor", "plan"]
+COMMANDS = [
+    "run", "compare", "study", "topology", "data", "warmstart", "eval", "report", "doctor", "landscape", "plan", "theory",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
+from scipy.stats import norm
 
 from prefmesh.policies.base import Params
 
@@ -23,8 +24,11 @@ REFERENCE_DRAWS = 199
 SIGNIFICANCE = 0.05
 MOST_GROUPS = 12
 MOST_DIMENSIONS = 1000
+"""That noise is simulated in."""
 LEAST_SHARE = 0.1
-BLUR = 4.0
+"""Of a squared length, that must not be chance."""
+BLUR = 2.0
+"""Standard errors of a squared distance that count as a distance of nothing."""
 
 
 def inner_products(gradients: Params) -> Matrix:
@@ -69,7 +73,7 @@ class Groups:
 
     `label` of each agent: 0, 1, ... in order of appearance, -1 for one that is not `told`. `silhouette`: the best over all
     numbers of groups from 2 on (NaN for fewer than three agents), believed or not. `p_value`: how often agents without groups
-    show one as good.
+    show one as good, or agents of one direction distances as large, whichever is more.
     """
 
     label: Int[np.ndarray, " agents"]
@@ -92,8 +96,8 @@ def find_groups(inner: Matrix, chance: Numbers, ghosts: Matrix, random: np.rando
 
     Chance is taken out of the distances. The number of groups is that of the best mean silhouette (Rousseeuw 1987), if that
     is better than in 95 % of populations without groups: as many agents drawn from one Gaussian with the same principal
-    variances, seen through as much noise. Otherwise one group. `ghosts`: inner products of vectors that are
-    all noise, as large as the gradients' own.
+    variances, seen through as much noise; and if agents differ at all. Otherwise one group. `ghosts`: inner products of
+    vectors that are all noise, as large as the gradients' own.
     """
     known = told(inner, chance)
     label = np.where(known, 0, -1)
@@ -103,10 +107,16 @@ def find_groups(inner: Matrix, chance: Numbers, ghosts: Matrix, random: np.rando
     cosine = cosines(inner, chance)[np.ix_(known, known)]
     noise = chance[known] / (np.diag(inner) - chance)[known]
     dimensions = _dimensions(chance, ghosts)
-    blur = BLUR * float(noise.mean()) * np.sqrt(8 / dimensions)
-    cut, best = _best_cut(2 - 2 * cosine, blur)
-    reference = _silhouettes_without_groups(cosine, noise, dimensions, blur, random)
-    p_value = float((1 + (reference >= best).sum()) / (1 + REFERENCE_DRAWS))
+    # Two agents of one direction: their squared distance, about 0, has the standard error sqrt(8 / dimensions) noise.
+    error = float(noise.mean()) * np.sqrt(8 / dimensions)
+    squared = 2 - 2 * cosine
+    cut, best = _best_cut(squared, BLUR * error)
+    reference = _silhouettes_without_groups(cosine, noise, dimensions, BLUR * error, random)
+    unusual = (1 + (reference >= best).sum()) / (1 + REFERENCE_DRAWS)
+    # Agents who do not differ at all have no groups: the mean over all of them has an error smaller by sqrt(agents - 1).
+    mean = squared[~np.eye(agents, dtype=bool)].mean()
+    alike = norm.sf(mean, scale=max(error / np.sqrt(agents - 1), 1e-12))
+    p_value = float(max(unusual, alike))
     if p_value <= SIGNIFICANCE:
         label[known] = cut
     return Groups(label=label, silhouette=best, p_value=p_value)
@@ -155,9 +165,10 @@ def _best_cut(distance: Matrix, blur: float) -> tuple[Int[np.ndarray, " agents"]
 
 
 def mean_silhouette(distance: Matrix, label: Int[np.ndarray, " agents"], blur: float = 0.0) -> float:
-    """Mean of (b_i - a_i) / max(a_i, b_i): a_i the mean distance to one's own group, b_i to the nearest other one.
+    """Mean of (b_i - a_i) / (max(a_i, b_i) + blur): a_i the mean distance to one's own group, b_i to the nearest other one.
 
-    0 for an agent that is alone in its group.
+    `blur`: a distance too small to be told from none, so that differences of that size count little. 0 for an agent that is
+    alone in its group.
     """
     member = (label[:, None] == np.unique(label)[None, :]).astype(np.float64)
     size = member.sum(0)
@@ -168,6 +179,6 @@ def mean_silhouette(distance: Matrix, label: Int[np.ndarray, " agents"], blur: f
     others = total / size
     others[rows, own] = np.inf
     b = others.min(1)
-    widest = np.maximum(np.maximum(a, b), blur)
+    widest = np.maximum(np.maximum(a, b), 0) + blur
     counted = (size[own] > 1) & (widest > 0)
     return float(np.where(counted, (b - a) / np.where(counted, widest, 1), 0).mean())

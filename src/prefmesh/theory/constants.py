@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from prefmesh.algorithms.gradients import Problem, loss_and_gradient
 from prefmesh.algorithms.similarity import Matrix, inner_products
 from prefmesh.policies.base import Params
-from prefmesh.theory.problem import LogLinearProblem, check_batch_size
+from prefmesh.policies.log_linear import FeaturePairs
+from prefmesh.theory.problem import LogLinearProblem, NoOptimum, check_batch_size
 
 Numbers = Float[np.ndarray, " agents"]
 
@@ -42,6 +43,11 @@ class GradientMoments:
     held: Int[np.ndarray, " agents"]
     weights: Numbers
     losses: Numbers
+
+    @property
+    def exact(self) -> bool:
+        """Whether every pair was looked at."""
+        return bool((self.measured == self.held).all())
 
     @property
     def unseen(self) -> Numbers:
@@ -199,8 +205,6 @@ def as_log_linear(
     problem: Problem, shards: Sequence[Int[np.ndarray, "_"]], weights: Numbers
 ) -> LogLinearProblem:
     """The same problem in closed form. Raises `NotLogLinear` with the reason where there is none."""
-    from prefmesh.policies.log_linear import FeaturePairs
-
     if not isinstance(problem.data, FeaturePairs):
         raise NotLogLinear("the policy is no log-linear one")
     if problem.objective.loss_type != "sigmoid" or problem.objective.label_smoothing:
@@ -209,3 +213,17 @@ def as_log_linear(
         raise NotLogLinear("agents do not weigh the same (objective.weights)")
     delta = (problem.data.chosen.double() - problem.data.rejected.double()).cpu().numpy()
     return LogLinearProblem([delta[shard] for shard in shards], problem.objective.beta)
+
+
+def price_of_consensus(
+    problem: Problem, shards: Sequence[Int[np.ndarray, "_"]], weights: Numbers
+) -> tuple[LogLinearProblem | None, Numbers | None, str]:
+    """The closed form, every agent's price in nats (docs/theory, eq. (1.11)), and, where one is missing, why."""
+    try:
+        exact = as_log_linear(problem, shards, weights)
+    except NotLogLinear as reason:
+        return None, None, str(reason)
+    try:
+        return exact, exact.price_of_consensus(), ""
+    except NoOptimum as reason:
+        return exact, None, str(reason)

@@ -1,6 +1,6 @@
 """The landscape of an experiment: the theory's constants over the region that its own run visits (docs/theory/landscape.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from prefmesh.algorithms.gradients import Problem
 from prefmesh.algorithms.methods import METHODS
-from prefmesh.algorithms.rounds import Learner
+from prefmesh.algorithms.rounds import Learner, consensus_error
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.similarity import Groups, Matrix, attenuation, cosines, find_groups
 from prefmesh.algorithms.state import State
@@ -19,14 +19,9 @@ from prefmesh.policies.base import Params, average
 from prefmesh.policies.log_linear import LogLinearPolicy
 from prefmesh.randomness import generator
 from prefmesh.run import Listener, Silent
-from prefmesh.theory.constants import (
-    GradientMoments,
-    NotLogLinear,
-    as_log_linear,
-    gradient_moments,
-)
+from prefmesh.theory.constants import GradientMoments, gradient_moments, price_of_consensus
 from prefmesh.theory.curvature import Ends, hessian_ends
-from prefmesh.theory.problem import LogLinearProblem, NoOptimum
+from prefmesh.theory.problem import LogLinearProblem
 from prefmesh.theory.slices import Slices, take_slices
 
 PAIRS = 2048
@@ -37,6 +32,8 @@ CURVATURE_AGENTS = 8
 """Agents whose own Hessian is looked at."""
 POINTS = 3
 """Of the region: the start, and evenly spaced rounds up to the last."""
+TOGETHER = 1e-6
+"""Agents whose consensus error is at most this share of the squared way that they have come are at one place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +99,7 @@ class Landscape:
         return max(ends.size for ends in self._ends())
 
     @property
-    def most_negative(self) -> float:
+    def lowest_eigenvalue(self) -> float:
         """The lowest end of any Hessian seen: below 0, the loss is not convex."""
         return min(ends.smallest for ends in self._ends())
 
@@ -160,10 +157,10 @@ def measure(
         if round_ not in stops:
             continue
         models[round_] = {name: tensor.clone() for name, tensor in average(state.theta).items()}
-        listener.stage(f"gradients after round {round_}")
         look = effort.pairs if effort.pairs is None or round_ == 0 else max(2, effort.pairs // 2)
         moments = gradient_moments(
-            problem, models[round_], shards, weights, pairs=look, random=generator(config.seed, "landscape", round_)
+            problem, models[round_], shards, weights, pairs=look, random=generator(config.seed, "landscape", round_),
+            step=_teller(listener, f"gradients after round {round_}", len(shards)),
         )  # fmt: skip
         hessian = None
         if round_ in curved:
@@ -180,7 +177,7 @@ def measure(
     listener.stage("loss slices")
     agents_models = _agent_models(experiment, state, rounds)
     slices = take_slices(problem, agents_models, shards, weights, seed=config.seed)
-    exact, prices, why_not = _prices(problem, shards, weights)
+    exact, prices, why_not = price_of_consensus(problem, shards, weights)
     batch, first = config.optimizer.batch_size, points[0].moments
     return Landscape(
         config=config,
@@ -197,6 +194,11 @@ def measure(
         why_no_prices=why_not,
         slices=slices,
     )
+
+
+def _teller(listener: Listener, what: str, agents: int) -> Callable[[int], None]:
+    """Says how many agents are done."""
+    return lambda agent: listener.stage(f"{what}: {agent + 1} of {agents} agents")
 
 
 def _advance(learner: Learner, state: State, round_: int) -> State:
@@ -271,7 +273,7 @@ def _with_agent_hessians(
             rows,
             np.full(len(rows), 1 / len(rows)),
             random=random,
-            tolerance=max(effort.tolerance, 1e-6),
+            tolerance=effort.tolerance,
             most_products=effort.agent_products,
             near=point.hessian.vector,
         )
@@ -279,9 +281,11 @@ def _with_agent_hessians(
 
 
 def _agent_models(experiment: Experiment, state: State, rounds: int) -> Params:
-    """Every agent's own model (agents, ...): its row of Theta, or, where all share one, where its local steps lead from it."""
-    first = next(iter(state.theta.values()))
-    if first.shape[0] == experiment.method.population.shards > 1 and first.stride(0) != 0:
+    """Every agent's own model (agents, ...): its row of Theta, or, where all are at one place, where its local steps lead from there."""
+    mean = average(state.theta)
+    shards = experiment.method.population.shards
+    moved = sum(float((mean[name] - start).square().sum()) for name, start in experiment.start.items())
+    if len(next(iter(state.theta.values()))) == shards and consensus_error(state.theta) > TOGETHER * moved:
         return state.theta
     alone = METHODS["local_only"]
     given = experiment.config.method
@@ -296,18 +300,4 @@ def _agent_models(experiment: Experiment, state: State, rounds: int) -> Params:
         ),
         agents_per_pass=old.agents_per_pass,
     )
-    return _advance(learner, learner.begin(average(state.theta)), max(1, rounds)).theta
-
-
-def _prices(
-    problem: Problem, shards: Sequence[Int[np.ndarray, "_"]], weights: Float[np.ndarray, " agents"]
-) -> tuple[LogLinearProblem | None, Float[np.ndarray, " agents"] | None, str]:
-    """The closed form, the price of consensus of every agent in nats, and why there is none."""
-    try:
-        exact = as_log_linear(problem, shards, weights)
-    except NotLogLinear as reason:
-        return None, None, str(reason)
-    try:
-        return exact, exact.price_of_consensus(), ""
-    except NoOptimum as reason:
-        return exact, None, str(reason)
+    return _advance(learner, learner.begin(mean), max(1, rounds)).theta

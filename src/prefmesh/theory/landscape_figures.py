@@ -53,7 +53,7 @@ def similarity_figure(landscape: Landscape) -> Figure:
     few = agents <= MOST_NUMBERS
     notes = [f"At the start. {groups_words(landscape)}", shown_words(landscape)]
     figure, axes = style.new_figure(
-        "Similarity of agents' gradients", height=3.3, rows_below=len(style.wrapped(notes))
+        "Similarity of agents' gradients", height=2.8, rows_below=len(style.wrapped(notes))
     )
     axes.set_facecolor(style.GRID)  # not told from chance
     image = axes.pcolormesh(
@@ -107,7 +107,7 @@ def plane_figure(landscape: Landscape, plane: Plane) -> Figure:
     between = np.clip(between, plane.loss.min(), plane.loss.max())
     names = [style.plain(landscape.names[i], 18) for i in landscape.slices.agents]
     notes = [
-        f"f over {landscape.slices.pairs} pairs, after round {landscape.rounds}. "
+        f"f over {landscape.slices.pairs:,} pairs, after round {landscape.rounds}. "
         f"Drawn between {len(plane.x)} × {len(plane.y)} measured places."
     ]
     if plane.collinear:
@@ -139,7 +139,7 @@ def lines_figure(landscape: Landscape) -> Figure:
     """f and the agent's own loss from the average model through that agent's own, one panel for each of the two."""
     lines = landscape.slices.lines
     figure = Figure(figsize=(style.WIDTH, 1.2 + 1.75 * len(lines)))
-    style.add_title(figure, "Loss from the average model to an agent's own")
+    style.add_title(figure, "Loss from the average to own models")
     panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
     entries: list[tuple[Line2D | Patch, str]] = []
     for axes, line in zip(panels, lines, strict=True):

@@ -46,7 +46,7 @@ def constant_rows(landscape: Landscape) -> list[tuple[str, str, str]]:
             f"{landscape.smoothness:.4g}",
             f"Hessians seen: of f ({together:,} pairs), of agents ({alone:,} pairs each)",
         ),
-        ("most negative eigenvalue", f"{landscape.most_negative:.3g}", _convexity(landscape)),
+        ("lowest eigenvalue", f"{landscape.lowest_eigenvalue:.3g}", _convexity(landscape)),
         ("sigma², gradient noise", f"{landscape.gradient_noise:.4g}", f"{batch}, of the noisiest agent"),
         (
             "zeta², heterogeneity",
@@ -63,7 +63,7 @@ def constant_rows(landscape: Landscape) -> list[tuple[str, str, str]]:
 def _convexity(landscape: Landscape) -> str:
     if landscape.exact is not None:
         return "convex: 0 or above, to rounding"
-    return "not convex there" if landscape.most_negative < 0 else "none below 0 seen"
+    return "not convex there" if landscape.lowest_eigenvalue < 0 else "none below 0 seen"
 
 
 def region_table(landscape: Landscape) -> Table:
@@ -170,7 +170,7 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
             "constants": {
                 "smoothness": landscape.smoothness,
                 "smoothness_bound": None if landscape.exact is None else landscape.exact.smoothness(),
-                "most_negative_eigenvalue": landscape.most_negative,
+                "lowest_eigenvalue": landscape.lowest_eigenvalue,
                 "gradient_noise": landscape.gradient_noise,
                 "batch_size": "full" if landscape.batch_size is None else landscape.batch_size,
                 "heterogeneity": landscape.heterogeneity,

@@ -18,8 +18,8 @@ PAIRS = 64
 """Of all agents together that a loss is taken over, with a language model; the same at every place."""
 SIDE = 13
 """Places along each side of the plane."""
-LINE = 17
-"""Places along a line."""
+LINE = 19
+"""Places along a line: the models themselves are among them."""
 
 Points = Float[np.ndarray, " points"]
 
