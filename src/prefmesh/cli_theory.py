@@ -21,14 +21,17 @@ theory_commands = typer.Typer(rich_markup_mode=None)
 theory = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="What can be proved and predicted, and whether it holds.",
 )
 theory_commands.add_typer(theory, name="theory")
 
 
-@theory.callback()
+@theory.callback(short_help="What can be proved and predicted, and whether it holds.")
 def _theory() -> None:
-    """What can be proved and predicted, and whether it holds."""
+    """What can be proved and predicted, and whether it holds.
+
+    \b
+    Example: prefmesh theory verify --quick
+    """
 
 
 @theory.command(short_help="Check every claim of the theory by experiment.")
