@@ -68,12 +68,12 @@ def test_noise_of_one_round_by_sampling() -> None:
     setting = Setting(
         method="fed_dpo", local_steps=3, lr=0.1 / forecast.largest_curvature, batch_size=5, participation=2
     )
-    members = [simulate.Member(on, "fed_dpo", {"participation": 2}, seed=k) for k in range(1500)]
+    members = [simulate.Member(on, "fed_dpo", {"participation": 2}, seed=k) for k in range(600)]
     ensemble = simulate.Ensemble(members, setting.lr, rounds=rounds, local_steps=3, batch_size=5, seed=7)
     *_, last = ensemble.run(theta)
-    moved = last.reshape(1500, 6, -1)[:, 0]
+    moved = last.reshape(600, 6, -1)[:, 0]
     _, basis = forecast._spectrum
-    assert (moved @ basis).var(axis=0) == pytest.approx(forecast._noise(setting, 2), rel=0.15)
+    assert (moved @ basis).var(axis=0) == pytest.approx(forecast._noise(setting, 2), rel=0.25)
     # without sampling: minibatches alone, and S = N
     alone = Setting(method="fed_dpo", local_steps=1, lr=setting.lr, batch_size=5)
     by_hand = setting.lr**2 * np.trace(on.gradient_covariances(theta).mean(0)) / (6 * 5)

@@ -1,5 +1,6 @@
 """The planner: prices by hand, brute force over a small space, neighbours, guarantees, the command."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from prefmesh.config import load_config
+from prefmesh.theory import rates
 from prefmesh.theory.clock import Devices, Links
 from prefmesh.theory.forecast import Forecast, Setting
 from prefmesh.theory.plan_constants import Constants, Extrapolation, guaranteed
@@ -109,23 +111,28 @@ CONSTANTS = Constants(
 )  # fmt: skip
 
 
-def test_guarantees_by_hand() -> None:
-    lr = 1 / (8 * 2 * 3)
+def test_guarantees_are_the_bounds_with_the_batch_s_noise() -> None:
+    known = {
+        "smoothness": CONSTANTS.smoothness,
+        "delta": CONSTANTS.delta,
+        "noise": CONSTANTS.noise / 4,
+        "heterogeneity": CONSTANTS.heterogeneity,
+    }
+    lr = 1 / (40 * CONSTANTS.smoothness * 3)
     fed = Setting(method="fed_dpo", local_steps=3, lr=lr, batch_size=4, participation=2)
-    terms = [8 / 3 * 0.3 / (lr * 3 * 50), 8 / 3 * 2 * lr * 2 / 2, 16 / 3 * 2 * lr * 3 * (4 / (2 * 5)) * 0.5]
-    drift = 6.4 * 4 * lr**2 * 2 * (2 + 9 * 0.5)
-    assert guaranteed(CONSTANTS, fed, 50, 6).bound == pytest.approx(sum(terms) + drift)
-    dec = Setting(method="dec_dpo", local_steps=1, lr=0.01, batch_size=4, graph="star")
-    rho = 1 - 1 / 6
-    e = 8 / 3 * rho**2 * 1e-4 * (2 / (1 - rho**2) + 4 * 0.5 / (1 - rho**2) ** 2)
-    assert guaranteed(CONSTANTS, dec, 50, 6).bound == pytest.approx(
-        2 * 0.3 / (0.01 * 50) + 2 * 0.01 * 2 / 6 + 4 * e
-    )
-    assert guaranteed(CONSTANTS, Setting(method="fed_dpo", local_steps=3, lr=0.03), 50, 6).bound is None
-    assert (
-        guaranteed(CONSTANTS, Setting(method="dec_dpo", local_steps=2, lr=1e-3, graph="ring"), 9, 6).bound
-        is None
-    )
+    expected = rates.fed_dpo(**known, lr=lr, rounds=50, agents=6, local_steps=3, participation=2)
+    assert expected.holds
+    assert guaranteed(CONSTANTS, fed, 50, 6).bound == pytest.approx(expected.total)
+    dec = Setting(method="dec_dpo", local_steps=2, lr=1e-3, batch_size=4, graph="star")
+    # A star's Metropolis weights: a leaf keeps all but 1/6.
+    expected = rates.dec_dpo(**known, lr=1e-3, rounds=50, agents=6, local_steps=2, rho=1 - 1 / 6)
+    assert expected.holds
+    assert guaranteed(CONSTANTS, dec, 50, 6).bound == pytest.approx(expected.total)
+    above = guaranteed(CONSTANTS, Setting(method="fed_dpo", local_steps=3, lr=10.0), 50, 6)
+    assert above.bound is None
+    assert above.why.startswith("nothing is guaranteed: ")
+    sampled = dataclasses.replace(CONSTANTS, exact=False)
+    assert guaranteed(sampled, fed, 50, 6).bound is None
 
 
 def test_the_extrapolation_is_gradient_descent_on_a_parabola() -> None:
@@ -213,7 +220,10 @@ def test_other_policies_get_a_guide_that_says_so(here) -> None:
         (("--target-loss", "0.5", "--step-seconds", "inf"), "seconds_per_step: found inf"),
         (("--target-loss", "0.5", "--compute", "normal"), "distribution: found 'normal'"),
         (("--target-loss", "0.5", "--out", "town.yaml"), "town.yaml: exists already"),
-        (("--target-loss", "0.5", "-o", "objective.weights=by_size"), "objective: found sigmoid"),
+        (
+            ("--target-loss", "0.5", "-o", "objective.weights=by_size"),
+            "objective: agents do not weigh the same",
+        ),
         (("--target-loss", "0.5", "-o", "preferences.agents=1"), "preferences.agents: found 1"),
     ],
 )

@@ -115,14 +115,14 @@ class Links:
             if not (np.isfinite(factor) and factor > 0):
                 raise ValueError(f"slow: found {factor} for {pair}; allowed: a finite factor above 0")
 
-    def to_server(self, agents: int, model_bytes: float) -> PerAgent:
+    def to_server(self, agents: int, model_bytes: float | int) -> PerAgent:
         """Seconds of one model between each agent and the server, on the agent's own link."""
         bandwidth = _per_agent("bandwidth", self.bandwidth, agents)
         return _per_agent("latency", self.latency, agents) + model_bytes / bandwidth
 
     def between(
         self, agents: int, senders: Int[np.ndarray, " links"], receivers: Int[np.ndarray, " links"],
-        model_bytes: float,
+        model_bytes: float | int,
     ) -> Float[np.ndarray, " links"]:  # fmt: skip
         """Seconds of the message over each link, all of a round's being sent at a time (eq. 7.4)."""
         bandwidth = _per_agent("bandwidth", self.bandwidth, agents)
@@ -137,7 +137,9 @@ class Links:
         return seconds
 
 
-def round_ends(method: Method, devices: Devices, links: Links, model_bytes: float, seed: int = 0) -> Ends:
+def round_ends(
+    method: Method, devices: Devices, links: Links, model_bytes: float | int, seed: int = 0
+) -> Ends:
     """Seconds at which the start and every round's mixed model are there: (rounds + 1,), from 0.
 
     DecDPO's average model is there when the last agent has ended the round. Raises `ValueError` for methods without rounds of
@@ -153,7 +155,7 @@ def round_ends(method: Method, devices: Devices, links: Links, model_bytes: floa
 
 
 def agent_ends(
-    method: DecDPO, devices: Devices, links: Links, model_bytes: float, seed: int = 0
+    method: DecDPO, devices: Devices, links: Links, model_bytes: float | int, seed: int = 0
 ) -> Float[np.ndarray, "rounds_and_start agents"]:
     """Seconds at which each agent has every model that it mixes in each round (eq. 7.4).
 
@@ -188,7 +190,7 @@ def seconds_to(values: Float[np.ndarray, " points"], target: float, ends: Ends) 
 # ---- closed forms
 
 
-def federated_seconds(method: FedDPO, devices: Devices, links: Links, model_bytes: float) -> float:
+def federated_seconds(method: FedDPO, devices: Devices, links: Links, model_bytes: float | int) -> float:
     """Expected seconds of a round without staleness: the slowest participant, then the server's link (eq. 7.2).
 
     Exact where all participants are done at a time; else a little long, since early updates arrive while others compute.
@@ -203,7 +205,7 @@ def federated_seconds(method: FedDPO, devices: Devices, links: Links, model_byte
     return devices.expected_slowest(own, s, method.settings.local_steps) + server
 
 
-def stale_seconds(method: FedDPO, devices: Devices, links: Links, model_bytes: float) -> float:
+def stale_seconds(method: FedDPO, devices: Devices, links: Links, model_bytes: float | int) -> float:
     """Seconds of a round where all of N equal agents take part, always q_max rounds late, in constant time (eq. 7.8)."""
     compute = devices.mean_seconds(method.agents, method.settings.local_steps)
     own = links.to_server(method.agents, model_bytes)
@@ -224,7 +226,9 @@ def stale_seconds(method: FedDPO, devices: Devices, links: Links, model_bytes: f
     return float(max(compute[0], server, whole / (method.settings.staleness + 1)))
 
 
-def gossip_seconds(method: DecDPO, devices: Devices, links: Links, model_bytes: float) -> tuple[float, float]:
+def gossip_seconds(
+    method: DecDPO, devices: Devices, links: Links, model_bytes: float | int
+) -> tuple[float, float]:
     """Least and most expected seconds of a round in the long run (eqs. 7.5 to 7.7); equal in constant time with equal links.
 
     Least: the largest mean over the graph's cycles, at mean times; for constant times that is exact. Most: as if all waited
@@ -261,7 +265,7 @@ def maximum_cycle_mean(weight: Float[np.ndarray, "nodes nodes"]) -> float:
 # ---- inside
 
 
-def _federated(method: FedDPO, devices: Devices, links: Links, model_bytes: float, seed: int) -> Ends:
+def _federated(method: FedDPO, devices: Devices, links: Links, model_bytes: float | int, seed: int) -> Ends:
     """Eq. (7.1). Updates that wait for the server's link are taken one after the other, in the order of rounds."""
     rounds, agents = method.settings.rounds, method.agents
     compute = devices.draw(agents, method.settings.local_steps, rounds, seed)
@@ -280,7 +284,7 @@ def _federated(method: FedDPO, devices: Devices, links: Links, model_bytes: floa
 
 
 def _messages(
-    mixing: csr_array, links: Links, model_bytes: float
+    mixing: csr_array, links: Links, model_bytes: float | int
 ) -> tuple[Int[np.ndarray, " messages"], Int[np.ndarray, " messages"], Float[np.ndarray, " messages"]]:
     """Senders, receivers and seconds of a round; an agent's own model counts as there when its messages have left it."""
     agents, entries = mixing.shape[0], mixing.tocoo()

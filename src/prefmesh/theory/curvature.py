@@ -103,6 +103,7 @@ def ends_of_spectrum(
     basis = np.empty((steps, dim))
     diagonal, beside = np.empty(steps), np.empty(steps)
     q = start / np.linalg.norm(start)
+    k, error, values, vectors = 0, 0.0, np.zeros(1), np.ones((1, 1))
     for k in range(steps):
         basis[k] = q
         w = product(q)

@@ -43,7 +43,7 @@ def fit(
     name: str,
     problems: str,
     claimed: float,
-    against: Sequence[float],
+    against: Sequence[float] | Float[np.ndarray, " points"],
     measured: Float[np.ndarray, "seeds points"],
 ) -> Exponent:
     """The least-squares slope of the mean over seeds, in log-log.

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from prefmesh.algorithms.gradients import global_loss_and_gradient, inner
 from prefmesh.experiment import Experiment
-from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
+from prefmesh.theory import rates
+from prefmesh.theory.constants import gradient_moments
+from prefmesh.theory.curvature import hessian_ends
 from prefmesh.theory.forecast import Setting
 from prefmesh.theory.problem import LogLinearProblem, NoOptimum
 
 PAIRS = 8
 """Pairs of each agent whose gradients are taken, one by one."""
-POWER_STEPS = 5
+PRODUCTS = 10
+"""Products with the Hessian, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,59 +61,35 @@ def of_log_linear(problem: LogLinearProblem, points: Float[np.ndarray, "points d
 
 
 def measured(experiment: Experiment) -> Constants:
-    """At the start, from up to eight pairs of every agent; smoothness by power iteration on differences of gradients.
+    """At the start, from up to eight pairs of every agent (docs/theory/landscape.md).
 
-    sigma^2 and zeta^2 are free of the sample's own noise; smoothness is the curvature of the sampled loss along the direction
-    found after five steps, so an estimate from below.
+    sigma^2 and zeta^2 are free of the sample's own noise; smoothness is the norm of the sampled loss's Hessian.
     """
-    problem, row = experiment.learner.problem, experiment.start
-    random = generator(experiment.config.seed, "plan constants")
-    rows = [
-        random.choice(agent.train, min(PAIRS, len(agent.train)), replace=False)
-        for agent in experiment.division.agents
-    ]
-    means, losses, noise = [], [], []
-    for own in rows:
-        each = [global_loss_and_gradient(problem, row, own[k : k + 1], np.ones(1)) for k in range(len(own))]
-        mean = {name: sum(gradient[name] for _, gradient in each) / len(own) for name in row}
-        spread = sum(inner(gradient, gradient) for _, gradient in each) / len(own) - inner(mean, mean)
-        noise.append(spread * len(own) / max(1, len(own) - 1))
-        losses.append(np.mean([loss for loss, _ in each]))
-        means.append(mean)
-    agents = len(rows)
-    pooled = {name: sum(mean[name] for mean in means) / agents for name in row}
-    own_noise = float(np.mean([s / len(own) for s, own in zip(noise, rows, strict=True)]))
-    norm, apart = (
-        inner(pooled, pooled),
-        float(np.mean([inner(m, m) for m in means])) - inner(pooled, pooled),
+    problem, row, seed = experiment.learner.problem, experiment.start, experiment.config.seed
+    shards, weights = (
+        [agent.train for agent in experiment.division.agents],
+        experiment.method.population.weights,
     )
+    random = generator(seed, "plan constants")
+    moments = gradient_moments(problem, row, shards, weights, pairs=PAIRS, random=random)
+    sampled = [random.choice(shard, min(PAIRS, len(shard)), replace=False) for shard in shards]
+    share = np.concatenate(
+        [np.full(len(rows), w / len(rows)) for rows, w in zip(sampled, weights, strict=True)]
+    )
+    ends = hessian_ends(
+        problem, row, np.concatenate(sampled), share, random=random, tolerance=0.1, most_products=PRODUCTS
+    )
+    norm = float(weights @ moments.inner @ weights)
     return Constants(
-        smoothness=_curvature(experiment, np.concatenate(rows), row, pooled),
-        noise=float(max(noise)),
-        heterogeneity=max(0.0, apart - own_noise * (1 - 1 / agents)),
-        delta=float(np.mean(losses)),
+        smoothness=ends.size,
+        noise=moments.gradient_noise(1),
+        heterogeneity=max(0.0, moments.heterogeneity()),
+        delta=moments.loss,
         strong_convexity=None,
-        gradient_norm_sq=max(norm - own_noise / agents, 0.01 * norm),
-        loss=float(np.mean(losses)),
+        gradient_norm_sq=max(moments.grad_norm_sq(), 0.01 * norm),
+        loss=moments.loss,
         exact=False,
     )
-
-
-def _curvature(experiment: Experiment, rows: np.ndarray, row: Params, direction: Params) -> float:
-    """||H v|| after some steps of power iteration, H v = (grad f(theta + eps v) - grad f(theta)) / eps."""
-    problem, weights = experiment.learner.problem, np.full(len(rows), 1 / len(rows))
-    here = global_loss_and_gradient(problem, row, rows, weights)[1]
-    found = 0.0
-    for _ in range(POWER_STEPS):
-        length = inner(direction, direction) ** 0.5
-        if length == 0:
-            break
-        eps = 1e-3 * max(1.0, inner(row, row) ** 0.5) / length
-        there = {name: row[name] + eps * direction[name] for name in row}
-        moved = global_loss_and_gradient(problem, there, rows, weights)[1]
-        direction = {name: (moved[name] - here[name]) / eps for name in row}
-        found = inner(direction, direction) ** 0.5 / length
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,34 +104,23 @@ class Guaranteed:
 
 
 def guaranteed(constants: Constants, setting: Setting, rounds: int, agents: int) -> Guaranteed:
-    """docs/theory, sections 3 (FedDPO) and 4 (DecDPO, E = 1)."""
+    """docs/theory, eq. (3.13) for FedDPO and (4.10) for DecDPO."""
     if not constants.exact:
         return Guaranteed(bound=None, why="constants measured on a sample bound nothing")
-    lam, zeta, eta, e = constants.smoothness, constants.heterogeneity, setting.lr, setting.local_steps
-    sigma = constants.noise / setting.batch_size if setting.batch_size else 0.0
+    known = {
+        "smoothness": constants.smoothness,
+        "delta": constants.delta,
+        "noise": constants.noise / setting.batch_size if setting.batch_size else 0.0,
+        "heterogeneity": constants.heterogeneity,
+    }
+    run = {"lr": setting.lr, "rounds": rounds, "agents": agents, "local_steps": setting.local_steps}
     if setting.method == "fed_dpo":
-        limit, s = 1 / (8 * lam * e), setting.participants(agents)
-        sampling = (agents - s) / (s * (agents - 1)) if agents > 1 else 0.0
-        bound = (
-            8 / 3 * (constants.delta / (eta * e * rounds) + lam * eta * sigma / s)
-            + 16 / 3 * lam * eta * e * sampling * zeta
-            + 6.4 * lam**2 * eta**2 * (e - 1) * (sigma + 3 * e * zeta)
-        )
-    elif e > 1:
-        return Guaranteed(bound=None, why="the bound on DecDPO here is for one local step")
+        found = rates.fed_dpo(**known, **run, participation=setting.participants(agents))  # type: ignore[arg-type]
     else:
-        rho = setting.mixing(agents).rho
-        gap = 1 - rho**2
-        limit = min(1 / lam, gap / (4 * lam * rho * (1 + rho**2) ** 0.5) if rho > 0 else np.inf)
-        error = 8 / 3 * rho**2 * eta**2 * (sigma / gap + 4 * zeta / gap**2)
-        bound = 2 * constants.delta / (eta * rounds) + lam * eta * sigma / agents + lam**2 * error
-    if eta > limit:
-        return Guaranteed(
-            bound=None, why=f"lr is above {limit:.4g}, up to which the bound holds: nothing is guaranteed"
-        )
-    return Guaranteed(
-        bound=float(bound), why=f"lr is at most {limit:.4g}; the mean of ||grad f||^2 over the rounds"
-    )
+        found = rates.dec_dpo(**known, **run, rho=setting.mixing(agents).rho)  # type: ignore[arg-type]
+    if not found.holds:
+        return Guaranteed(bound=None, why=f"nothing is guaranteed: {found.message}")
+    return Guaranteed(bound=found.total, why="the mean of ||grad f||^2 over the rounds is at most this")
 
 
 class Extrapolation:

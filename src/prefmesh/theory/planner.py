@@ -7,7 +7,7 @@ simulated, by the training algorithm itself, and the quickest simulated one is t
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Priced:
     setting: Setting
     rounds: int | None
     round_seconds: float
-    round_bytes: float
+    round_bytes: float | int
 
     @property
     def seconds(self) -> float:
@@ -61,6 +61,7 @@ class Priced:
         return np.inf if self.rounds is None else self.rounds * self.round_seconds
 
 
+@runtime_checkable
 class Foresees(Protocol):
     """Anything that says how many rounds a setting needs."""
 

@@ -14,6 +14,7 @@ from prefmesh.policies.base import row_bytes
 from prefmesh.policies.log_linear import FeaturePairs
 from prefmesh.theory import plan_constants
 from prefmesh.theory.clock import Devices, Links
+from prefmesh.theory.constants import NotLogLinear, as_log_linear
 from prefmesh.theory.forecast import Forecast, Setting
 from prefmesh.theory.plan_constants import Constants, Extrapolation, Guaranteed, guaranteed
 from prefmesh.theory.planner import (
@@ -54,7 +55,7 @@ class Plan:
     rounds: int
     seconds: float
     round_seconds: float
-    bytes: float
+    bytes: float | int
     source: str
     forecast_rounds: int | None
     constants: Constants
@@ -100,17 +101,16 @@ def log_linear_problem(experiment: Experiment) -> LogLinearProblem | None:
 
     Raises `InputError` where the objective is not DPO's own with uniform weights.
     """
-    data = experiment.learner.problem.data
-    if not isinstance(data, FeaturePairs):
+    problem = experiment.learner.problem
+    if not isinstance(problem.data, FeaturePairs):
         return None
-    objective = experiment.config.objective
-    if objective.loss_type != "sigmoid" or objective.label_smoothing or objective.weights != "uniform":
+    shards = [agent.train for agent in experiment.division.agents]
+    try:
+        return as_log_linear(problem, shards, experiment.method.population.weights)
+    except NotLogLinear as reason:
         raise InputError(
-            f"objective: found {objective.loss_type}, label_smoothing {objective.label_smoothing}, weights {objective.weights}; "
-            "allowed in a plan: sigmoid, 0, uniform"
-        )
-    delta = (data.chosen - data.rejected).double().cpu().numpy()
-    return LogLinearProblem([delta[agent.train] for agent in experiment.division.agents], objective.beta)
+            f"objective: {reason}; allowed in a plan: sigmoid, no label_smoothing, uniform weights"
+        ) from None
 
 
 def make_plan(

@@ -72,7 +72,7 @@ def settle(
     mixing: Sequence[csr_array],
     lr: float,
     local_steps: int,
-    spread: Sequence[Spread] | None = None,
+    spread: Sequence[Spread] | np.ndarray | None = None,
     start: Rows | None = None,
 ) -> tuple[Rows, list[LocalSteps]]:
     """DecDPO's fixed point before the first matrix of the period, and the local steps of every round from there.

@@ -87,7 +87,7 @@ def _one_symmetric(mixing_matrix: Matrix, agents: int) -> Float[np.ndarray, "age
         raise ValueError(
             f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay"
         )
-    w = found[0].toarray()
+    w = next(iter(found)).toarray()
     asymmetry = float(np.abs(w - w.T).max())
     if asymmetry > 1e-12:
         raise ValueError(

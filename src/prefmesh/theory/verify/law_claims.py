@@ -246,7 +246,13 @@ def _order(effort: Effort, *, by_law: bool) -> Finding:
             x_label="predicted consensus error" if by_law else "1 / (1 - rho^2)",
             y_label="simulated consensus error",
             series=[
-                Series(label=names[i], x=[predicted[i]], y=[seen[i]], error=[error[i]], kind="points")
+                Series(
+                    label=names[i],
+                    x=[float(predicted[i])],
+                    y=[float(seen[i])],
+                    error=[float(error[i])],
+                    kind="points",
+                )
                 for i in order
             ],
             log_x=True,
