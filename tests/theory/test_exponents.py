@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from prefmesh.theory import exponents, families
-from prefmesh.theory.exponents import EXPONENTS, _fixed_point, fit
+from prefmesh.theory.exponents import EXPONENTS, fit
+from prefmesh.theory.laws import fed_dpo_fixed_point
 
 NOISY = {"noise_floor_against_participation", "noise_floor_against_lr", "staleness_against_age"} | {
     "rounds_against_eps_with_noise"
@@ -42,22 +43,13 @@ def test_families_are_what_they_say():
         assert more.heterogeneity(more.optimum()) == pytest.approx(4 * few.heterogeneity(few.optimum()))
 
 
-def test_the_fixed_point_is_where_the_algorithm_ends():
-    from prefmesh.theory import simulate
-
-    problem = families.own_pairs(0.5)
-    lr = 0.3 / problem.smoothness()
-    ends = simulate.fed_dpo(problem, lr, 400, local_steps=4).average[-1]
-    assert _fixed_point(problem, lr, 4) == pytest.approx(ends, abs=1e-12)
-
-
 def test_drift_on_own_pairs_to_leading_order():
     """docs/theory, eq. (3.18)."""
     problem, steps = families.own_pairs(0.5), 5
     lr, optimum = 1e-4, problem.optimum()
     pushed = (problem.agent_hessians(optimum) @ problem.agent_gradients(optimum)[:, :, None]).mean(0)[:, 0]
     predicted = np.linalg.solve(problem.hessian(optimum), lr * (steps - 1) / 2 * pushed)
-    assert _fixed_point(problem, lr, steps) - optimum == pytest.approx(predicted, rel=5e-3)
+    assert fed_dpo_fixed_point(problem, lr, steps) - optimum == pytest.approx(predicted, rel=5e-3)
 
 
 def test_drift_on_shared_pairs_to_leading_order():
@@ -71,7 +63,7 @@ def test_drift_on_shared_pairs_to_leading_order():
         third += slope @ b * np.linalg.norm(b) / problem.num_agents
     gradient = -(lr**2) * (steps - 1) * (2 * steps - 1) / 12 * third
     predicted = np.linalg.solve(problem.hessian(optimum), gradient)
-    assert _fixed_point(problem, lr, steps) - optimum == pytest.approx(predicted, rel=5e-3)
+    assert fed_dpo_fixed_point(problem, lr, steps) - optimum == pytest.approx(predicted, rel=5e-3)
 
 
 @pytest.mark.parametrize(

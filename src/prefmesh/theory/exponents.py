@@ -14,11 +14,11 @@ from jaxtyping import Float
 from scipy.stats import linregress, t
 
 from prefmesh.theory import families, rates, simulate
-from prefmesh.theory.problem import LogLinearProblem, Vector
+from prefmesh.theory.laws import fed_dpo_fixed_point
+from prefmesh.theory.problem import LogLinearProblem
 from prefmesh.topology.build import build_mixing_matrix
 
 TOLERANCE = 0.1
-NEWTON_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,24 +130,7 @@ def _drift_against_heterogeneity(
 
 def _drifts(points: Sequence[tuple[LogLinearProblem, float, int]]) -> Float[np.ndarray, "seeds points"]:
     """||theta_fixed - theta*|| for each problem, step size and E."""
-    return np.array([[np.linalg.norm(_fixed_point(*point) - point[0].optimum()) for point in points]])
-
-
-def _fixed_point(problem: LogLinearProblem, lr: float, local_steps: int) -> Vector:
-    """theta = (1/N) sum_i M_i^E(theta), M_i one full-batch step on f_i, by Newton."""
-    theta, eye = problem.optimum(), np.eye(problem.dim)
-    for _ in range(NEWTON_STEPS):
-        own = np.tile(theta, (problem.num_agents, 1))
-        moved, jacobian = np.zeros_like(own), np.broadcast_to(eye, (problem.num_agents, *eye.shape))
-        for _ in range(local_steps):
-            jacobian = jacobian - lr * problem.agent_hessians(own) @ jacobian
-            moved = moved - lr * problem.agent_gradients(own)
-            own = theta + moved
-        step = np.linalg.solve(eye - jacobian.mean(0), moved.mean(0))
-        theta = theta + step
-        if np.linalg.norm(step) <= 1e-14 * max(1.0, np.linalg.norm(theta)):
-            break
-    return theta
+    return np.array([[np.linalg.norm(fed_dpo_fixed_point(*point) - point[0].optimum()) for point in points]])
 
 
 # ---- what remains of noise
