@@ -73,7 +73,8 @@ def test_language_models_by_single_pairs(kind: str) -> None:
 
 
 def test_estimates_from_some_pairs_are_unbiased_and_know_their_error() -> None:
-    """400 draws of 4 of 7 to 12 pairs: means within 4 standard errors, the claimed standard error within 40 %."""
+    """400 draws of 4 of 7 to 12 pairs: means within 4 standard errors, the claimed standard error no less than
+    70 % of the true one and no more than twice it (of four pairs it is on the safe side)."""
     exact = measured()
     found = [measured(pairs=4, seed=seed) for seed in range(400)]
     assert not found[0].exact
@@ -91,7 +92,7 @@ def test_estimates_from_some_pairs_are_unbiased_and_know_their_error() -> None:
     naive = np.mean([m.weights @ np.diag(m.inner) - m.weights @ m.inner @ m.weights for m in found])
     assert naive > 1.5 * exact.heterogeneity()
     claimed = np.sqrt(np.mean([m.heterogeneity_error() ** 2 for m in found]))
-    assert claimed == pytest.approx(np.std([m.heterogeneity() for m in found]), rel=0.4)
+    assert 0.7 < claimed / np.std([m.heterogeneity() for m in found]) < 2
 
 
 def test_draws_of_several_pairs_have_the_noise_of_single_ones() -> None:

@@ -185,7 +185,9 @@ def test_a_plan_runs(here) -> None:
     assert written.method.rounds >= plan["rounds"]
     ran = prefmesh("run", "plan.yaml", "--out", "out", "--json", "-o", "evaluation.every=1")
     assert ran.code == 0
-    losses = [json.loads(line)["train_loss"] for line in (here / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["train_loss"] for line in (here / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert min(losses) < 0.6
 
 
