@@ -29,7 +29,7 @@ class Exponent:
     problems: str
     against: Float[np.ndarray, " points"]
     measured: Float[np.ndarray, "seeds points"]
-    claimed: float
+    claimed: float | int
     fitted: float
     interval: tuple[float, float]
 
@@ -42,8 +42,8 @@ class Exponent:
 def fit(
     name: str,
     problems: str,
-    claimed: float,
-    against: Sequence[float] | Float[np.ndarray, " points"],
+    claimed: float | int,
+    against: Sequence[float | int] | Float[np.ndarray, " points"],
     measured: Float[np.ndarray, "seeds points"],
 ) -> Exponent:
     """The least-squares slope of the mean over seeds, in log-log.
@@ -65,7 +65,7 @@ def fit(
         problems=problems,
         against=np.exp(x),
         measured=measured,
-        claimed=claimed,
+        claimed=float(claimed),
         fitted=float(line.slope),
         interval=(float(line.slope - half), float(line.slope + half)),
     )
@@ -121,7 +121,7 @@ def drift_against_heterogeneity_on_shared_pairs(*, quick: bool = True, seed: int
 
 
 def _drift_against_heterogeneity(
-    family: str, claimed: float, problems: Sequence[LogLinearProblem]
+    family: str, claimed: float | int, problems: Sequence[LogLinearProblem]
 ) -> Exponent:
     zeta = [np.sqrt(problem.heterogeneity(problem.optimum())) for problem in problems]
     measured = _drifts([(problem, 0.005 / problem.smoothness(), 4) for problem in problems])
@@ -154,7 +154,14 @@ def noise_floor_against_lr(*, quick: bool = True, seed: int = 0) -> Exponent:
     share = np.array([0.02, 0.04, 0.08])
     seeds = 8 if quick else 24
     measured = [
-        _floor(problem, part / problem.smoothness(), [{}], seeds, int(120 / part), batch_size=4)[:, 0]
+        _floor(
+            problem,
+            part / problem.smoothness(),
+            [{}],
+            seeds,
+            int((60 if quick else 120) / part),
+            batch_size=4,
+        )[:, 0]
         for part in share
     ]
     return fit("noise floor against eta", ONE_USER, 1, share / problem.smoothness(), np.stack(measured, 1))
@@ -170,7 +177,7 @@ def staleness_against_age(*, quick: bool = True, seed: int = 0) -> Exponent:
             0.02 / problem.smoothness(),
             [{"staleness": age, "staleness_schedule": "max"}],
             seeds,
-            5000,
+            2000 if quick else 5000,
             batch_size=8,
         )[:, 0]
         for age in ages
@@ -220,7 +227,7 @@ def rounds_against_eps_without_noise(*, quick: bool = True, seed: int = 0) -> Ex
     eps = np.geomspace(1e-3, 1e-4, 4)
     run = simulate.fed_dpo(problem, 1 / problem.smoothness(), 4000)
     family = "one user's pairs, full batches; the mean over rounds (the last iterate needs log(1/eps))"
-    found = np.array([[_rounds_until(run.grad_norm_sq, e) for e in eps]])
+    found = np.array([[_rounds_until(run.grad_norm_sq, e) for e in eps]], dtype=np.float64)
     return fit("rounds against 1/eps", family, 1, 1 / eps, found)
 
 
