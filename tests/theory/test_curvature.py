@@ -46,16 +46,14 @@ def test_vectors_and_back() -> None:
     assert problems.apart(again, row) == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "eps", "tolerance"), [("lora", 1e-5, 1e-6), ("full", 1e-5, 1e-6), ("lora/llama", 1e-2, 1e-3)]
-)
-def test_products_are_differences_of_gradients(kind: str, eps: float, tolerance: float) -> None:
-    """float64; through attention, its softmax, layer norms and the head. (Llama's norms are in float32 whatever the model's
-    precision: shorter steps show their rounding.)"""
+@pytest.mark.parametrize("kind", ["lora", "full", "lora/llama"])
+def test_products_are_differences_of_gradients(kind: str) -> None:
+    """float64; through attention, its softmax, layer norms and the head. (Llama's own code works in float32 in places.)"""
     on, row, rows, weights = moved(kind)
     v = np.random.default_rng(0).standard_normal(len(to_vector(row)))
     v /= np.linalg.norm(v)
     found = hessian_vector_product(on, row, rows, weights, v)
+    eps, close = (1e-2, 1e-3) if kind == "lora/llama" else (1e-5, 1e-6)
 
     def gradient(sign: float) -> np.ndarray:
         step = from_vector(sign * eps * v, row)
@@ -63,7 +61,7 @@ def test_products_are_differences_of_gradients(kind: str, eps: float, tolerance:
         return to_vector(global_loss_and_gradient(on, here, rows, weights)[1])
 
     numeric = (gradient(1) - gradient(-1)) / (2 * eps)
-    assert np.linalg.norm(found - numeric) < tolerance * np.linalg.norm(numeric)
+    assert np.linalg.norm(found - numeric) < close * np.linalg.norm(numeric)
 
 
 def test_products_of_the_log_linear_policy_are_exact() -> None:

@@ -16,7 +16,7 @@ GROUPED: dict[str, Any] = {
     **TOWN,
     "preferences": {
         "source": "builtin:town",
-        "town": {"users": 6, "pairs_per_user": 150, "groups": 2, "heterogeneity": 1.0},
+        "town": {"users": 8, "pairs_per_user": 200, "groups": 2, "heterogeneity": 1.0},
     },
     "method": {"name": "fed_dpo", "rounds": 4, "local_steps": 2},
 }
@@ -38,7 +38,7 @@ def test_constants_are_the_closed_forms_over_the_region(grouped: tuple[Any, Any]
     experiment, found = grouped
     problem = experiment.learner.problem
     shards = [agent.train for agent in experiment.division.agents]
-    exact = as_log_linear(problem, shards, np.full(6, 1 / 6))
+    exact = as_log_linear(problem, shards, np.full(8, 1 / 8))
     assert [point.round for point in found.points] == [0, 2, 4]
     state = experiment.learner.begin(experiment.start)
     along = [np.zeros(exact.dim)]
@@ -61,14 +61,14 @@ def test_the_planted_groups_of_the_town_are_found(grouped: tuple[Any, Any]) -> N
     assert found.groups.count == 2
     assert found.groups.label.tolist() == experiment.town.group.tolist()
     same = experiment.town.group[:, None] == experiment.town.group[None, :]
-    apart = ~np.eye(6, dtype=bool)
+    apart = ~np.eye(8, dtype=bool)
     assert found.cosine[same & apart].min() > found.cosine[~same].max()
 
 
 def test_slices_hold_the_losses_at_the_models_themselves(grouped: tuple[Any, Any]) -> None:
     experiment, found = grouped
     exact = as_log_linear(
-        experiment.learner.problem, [agent.train for agent in experiment.division.agents], np.full(6, 1 / 6)
+        experiment.learner.problem, [agent.train for agent in experiment.division.agents], np.full(8, 1 / 8)
     )
     # FedDPO's agents share one model; the slices' are where local steps lead from it.
     assert found.slices.agents[0] < found.slices.agents[1]
@@ -129,8 +129,11 @@ def test_every_method_has_a_landscape(method: str) -> None:
     assert np.isfinite(found.heterogeneity)
 
 
-def test_end_to_end_on_a_language_model(here: Path) -> None:
+def test_end_to_end_on_a_language_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA and AdamW on three users of six pairs."""
+    monkeypatch.setattr("prefmesh.theory.landscape.CURVATURE_PAIRS", 6)
+    monkeypatch.setattr("prefmesh.theory.slices.SIDE", 5)
+    monkeypatch.setattr("prefmesh.theory.slices.LINE", 4)
     write_yaml(here / "tiny.yaml", TINY)
     said = prefmesh("landscape", "tiny.yaml", "--rounds", "1", "--pairs", "4", "--out", "out", "--json")
     assert (said.code, said.err) == (0, "")
@@ -189,7 +192,7 @@ def test_refused(here: Path, words: list[str], why: str) -> None:
 
 
 def test_a_run_that_diverges_says_so(here: Path) -> None:
-    write_yaml(here / "town.yaml", {**TOWN, "optimizer": {"name": "sgd", "lr": 1e37}})
+    write_yaml(here / "town.yaml", {**TOWN, "optimizer": {"name": "sgd", "lr": 1e6, "weight_decay": 1.0}})
     said = prefmesh("landscape", "town.yaml", "--out", "out")
     assert said.code == 3
     assert "stopped being finite in round" in said.err

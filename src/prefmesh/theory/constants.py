@@ -110,8 +110,8 @@ class GradientMoments:
         np.fill_diagonal(among, others / (agents - 1) if agents > 1 else among.diagonal().copy())
         errors = np.square(form) * among
         tilted = np.square(np.diag(form @ self.across)) - errors.sum(1)
-        along = np.clip(tilted, 0, None) * self.unseen
-        return float(np.sqrt(4 * along.sum() + 2 * (errors * np.outer(self.unseen, self.unseen)).sum()))
+        along = max(float(tilted @ self.unseen), 0.0)
+        return float(np.sqrt(4 * along + 2 * (errors * np.outer(self.unseen, self.unseen)).sum()))
 
 
 def gradient_moments(
