@@ -239,7 +239,7 @@ class TestModes:
             for problem in (alternating, camps)
         ]
         np.testing.assert_allclose(laws_, errors, rtol=1e-6)
-        assert laws_[1] > 10 * laws_[0]
+        assert laws_[1] > 20 * laws_[0]
 
 
 class TestGap:
@@ -282,10 +282,10 @@ class TestGaussian:
         hessian = 0.49 * average(lambda z: s(z) * s(-z)) * np.outer(x, x)
         both = 0.49 * average(lambda z: s(-z) ** 2) * np.outer(x, x)
         covariance = both - np.outer(gradient, gradient) - hessian @ spread[0] @ hessian
-        assert at.losses(mean)[0] == pytest.approx(average(lambda z: np.log1p(np.exp(-z))), rel=1e-6)
-        np.testing.assert_allclose(at.agent_gradients(mean)[0], gradient, rtol=1e-5)
-        np.testing.assert_allclose(at.agent_hessians(mean)[0], hessian, rtol=1e-5)
-        np.testing.assert_allclose(at.gradient_covariances(mean)[0], covariance, rtol=2e-3)
+        assert at.losses(mean)[0] == pytest.approx(average(lambda z: np.log1p(np.exp(-z))), rel=2e-5)
+        np.testing.assert_allclose(at.agent_gradients(mean)[0], gradient, rtol=2e-5)
+        np.testing.assert_allclose(at.agent_hessians(mean)[0], hessian, rtol=2e-4)
+        np.testing.assert_allclose(at.gradient_covariances(mean)[0], covariance, rtol=1e-3, atol=1e-6)
 
     def test_is_the_linearised_law_for_small_steps(self):
         problem = tastes(4, 2)
@@ -345,12 +345,13 @@ class TestBadInput:
             ),
             (
                 lambda p: laws.fed_dpo_fixed_point(p, 40.0, 1),
-                "lr: (a round's Jacobian .* spectral radius [1-9]|Newton's method left a residual of)",
+                "lr: a round's Jacobian .* spectral radius [1-9]",
             ),
             (
-                lambda p: laws.dec_dpo_fixed_point(p, RING4, 40.0),
-                "lr: (a round's Jacobian .* spectral radius [1-9]|Newton's method left a residual of)",
+                lambda p: laws.dec_dpo_fixed_point(p, RING4, 8.0),
+                "lr: a round's Jacobian .* spectral radius [1-9]",
             ),
+            (lambda p: laws.dec_dpo_fixed_point(p, RING4, 40.0), "lr: Newton's method left a residual of"),
             (lambda p: laws.disagreement_by_mode(p, RING4, 40.0), "lr: a round shrinks deviations to"),
             (
                 lambda p: laws.disagreement_by_mode(p, np.roll(np.eye(4), 1, axis=0), 0.1),
