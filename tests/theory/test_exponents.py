@@ -14,7 +14,7 @@ NOISY = {"noise_floor_against_participation", "noise_floor_against_lr", "stalene
 
 def test_the_fit_finds_a_power():
     x = np.array([1.0, 2, 4, 8])
-    exact = fit("x", "powers", 3, x, np.array([5 * x**3]))
+    exact = fit("x", "powers", 3.0, x, np.array([5 * x**3]))
     assert exact.fitted == pytest.approx(3)
     assert exact.interval == pytest.approx((3, 3))
     assert exact.agrees
@@ -24,7 +24,7 @@ def test_the_fit_finds_a_power():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(0)
     x = np.array([1.0, 2, 4, 8])
-    found = [fit("x", "", 1, x, x * random.gamma(20, 1 / 20, size=(8, 4))) for _ in range(400)]
+    found = [fit("x", "", 1.0, x, x * random.gamma(20, 1 / 20, size=(8, 4))) for _ in range(400)]
     covered = np.mean([e.interval[0] <= 1 <= e.interval[1] for e in found])
     assert 0.91 <= covered <= 0.98  # 95 %, within three standard errors and the jackknife's own bias
 
@@ -32,7 +32,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_families_are_what_they_say():
     one = families.one_user(3)
     assert one.heterogeneity(one.optimum()) == pytest.approx(0, abs=1e-25)
-    shared = [families.shared_pairs(spread) for spread in (0.5, 1)]
+    shared = [families.shared_pairs(spread) for spread in (0.5, 1.0)]
     assert shared[0].optimum() == pytest.approx(shared[1].optimum(), abs=1e-12)
     hessians = shared[1].agent_hessians(shared[1].optimum())
     assert hessians == pytest.approx(np.broadcast_to(hessians[0], hessians.shape))
@@ -54,7 +54,7 @@ def test_drift_on_own_pairs_to_leading_order():
 
 def test_drift_on_shared_pairs_to_leading_order():
     """docs/theory, eq. (3.19), the third derivative by central differences."""
-    problem, steps = families.shared_pairs(1), 5
+    problem, steps = families.shared_pairs(1.0), 5
     lr, optimum = 1e-3, problem.optimum()
     third = np.zeros(problem.dim)
     for b in problem.agent_gradients(optimum):
