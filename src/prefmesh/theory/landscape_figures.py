@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import RectBivariateSpline
 
 from prefmesh.reports import style
@@ -20,6 +19,8 @@ OPPOSED = LinearSegmentedColormap.from_list("opposed", [style.COLOURS[1], "#f7f7
 """-1 orange, 0 grey-white, 1 blue: told apart by colour-blind readers."""
 MOST_NUMBERS = 10
 MOST_NAMES = 32
+BANDS = 10
+"""Of the contour plot."""
 FINE = 161
 """Places a side that the plane is drawn with, between those that were measured."""
 
@@ -90,7 +91,7 @@ def groups_words(landscape: Landscape) -> str:
     if np.isnan(groups.silhouette):
         return "Too few agents to look for groups."
     found = f"{groups.count} groups" if groups.count > 1 else "No groups stand out"
-    return f"{found}: best silhouette {groups.silhouette:.2f}, p = {groups.p_value:.2g}."
+    return f"{found}: best silhouette {groups.silhouette:.2f}, p\u00a0=\u00a0{groups.p_value:.2g}."
 
 
 def shown_words(landscape: Landscape) -> str:
@@ -108,16 +109,20 @@ def plane_figure(landscape: Landscape, plane: Plane) -> Figure:
     names = [style.plain(landscape.names[i], 18) for i in landscape.slices.agents]
     notes = [
         f"f over {landscape.slices.pairs:,} pairs, after round {landscape.rounds}. "
-        f"Drawn between {len(plane.x)} × {len(plane.y)} measured places."
+        f"Measured at {len(plane.x)} × {len(plane.y)} places; each colour covers a tenth of the plane."
     ]
     if plane.collinear:
         notes.append("Both agents and the average lie on a line; upwards, f falls most steeply.")
     figure, axes = style.new_figure(
         "Loss around the average model", height=3.1, rows_below=2 + len(style.wrapped(notes))
     )
-    levels = MaxNLocator(12).tick_values(float(between.min()), float(between.max()))
-    filled = axes.contourf(fine_x, fine_y, between, levels=levels, cmap="cividis")
-    axes.contour(fine_x, fine_y, between, levels=levels, colors="white", linewidths=0.4)
+    # Levels at quantiles: a valley is seen as well as the walls around it.
+    levels = np.unique(np.quantile(between, np.linspace(0, 1, BANDS + 1)))
+    if len(levels) < 3:  # as good as flat
+        levels = levels[0] + np.array([-1e-6, 0.0, 1e-6])
+    norm = BoundaryNorm(levels, ncolors=256)
+    filled = axes.contourf(fine_x, fine_y, between, levels=levels, cmap="cividis", norm=norm)
+    axes.contour(fine_x, fine_y, between, levels=levels[1:-1], colors="white", linewidths=0.4)
     axes.set_aspect("equal")
     axes.grid(visible=False)
     places = np.vstack([[0.0, 0.0], plane.places])
@@ -129,8 +134,9 @@ def plane_figure(landscape: Landscape, plane: Plane) -> Figure:
         )  # fmt: skip
         entries.append((dot, label))
     axes.set_xlabel("distance between parameters", fontsize=9)
-    bar = figure.colorbar(filled, ax=axes, shrink=0.85)
+    bar = figure.colorbar(filled, ax=axes, shrink=0.85, spacing="uniform", format="%.3g")
     bar.set_label("f (nats per pair)", fontsize=9)
+    bar.ax.tick_params(labelsize=8, length=0)
     style.add_legend(figure, entries, notes)
     return figure
 

@@ -151,7 +151,14 @@ def remarks(landscape: Landscape) -> list[str]:
             "the region, no bound on what lies between."
         )
     if landscape.prices is None:
-        found.append(f"No price of consensus: {landscape.why_no_prices}.")
+        found.append(
+            f"No price of consensus: {landscape.why_no_prices}."
+            + (
+                " On held-out pairs, `prefmesh compare` puts local-only beside one policy."
+                if landscape.exact is None
+                else ""
+            )
+        )
     if landscape.slices.plane is None:
         found.append("No loss slices: all agents' models are the same.")
     return found
