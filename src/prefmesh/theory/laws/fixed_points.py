@@ -72,7 +72,7 @@ def settle(
     mixing: Sequence[csr_array],
     lr: float,
     local_steps: int,
-    spread: Sequence[Spread] | None = None,
+    spread: Float[np.ndarray, "phases steps agents dim dim"] | None = None,
     start: Rows | None = None,
 ) -> tuple[Rows, list[LocalSteps]]:
     """DecDPO's fixed point before the first matrix of the period, and the local steps of every round from there.

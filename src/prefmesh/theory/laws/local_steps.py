@@ -71,7 +71,7 @@ def take(
     )
 
 
-def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Matrices:
+def fixed_noise(steps: LocalSteps, batch_size: int | float, hessian_noise: bool) -> Matrices:
     """Covariance that minibatches add over E steps from a start that is fixed (docs/theory, eq. (5.7) with X_0 = 0).
 
     C_i / b in every step, carried through the later ones, and E[dH X dH] / b of what has gathered by then.
@@ -85,7 +85,7 @@ def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Ma
     return y
 
 
-def scattered_noise(steps: LocalSteps, batch_size: float, start: Matrices) -> Matrices:
+def scattered_noise(steps: LocalSteps, batch_size: int | float, start: Matrices) -> Matrices:
     """What the minibatches' Hessians add because the start scatters: linear in its covariances (docs/theory, eq. (5.7))."""
     x = carried = start
     for theta, d in zip(steps.points, steps.contraction, strict=True):
@@ -95,7 +95,7 @@ def scattered_noise(steps: LocalSteps, batch_size: float, start: Matrices) -> Ma
     return x - carried
 
 
-def scatter_along(steps: LocalSteps, batch_size: float, start: Matrices) -> Spread:
+def scatter_along(steps: LocalSteps, batch_size: int | float, start: Matrices) -> Spread:
     """Covariances where each step starts, from those before the first one."""
     found = [start]
     for d, source in zip(steps.contraction[:-1], steps.noise[:-1], strict=True):

@@ -60,7 +60,7 @@ class Symmetric:
         w, k = mixing[0], jacobians[0]
         asymmetry = abs(w - w.T)
         symmetric = len(mixing) == 1 and (asymmetry.nnz == 0 or asymmetry.max() <= 1e-12)
-        return symmetric and bool(np.linalg.eigvalsh((k + k.swapaxes(1, 2)) / 2).min() > 1e-6)
+        return bool(symmetric and np.linalg.eigvalsh((k + k.swapaxes(1, 2)) / 2).min() > 1e-6)
 
     def solve(self, noise: PhaseBlocks) -> Covariances:
         """The stationary covariances under these Q_i."""

@@ -1,5 +1,6 @@
 """What decides beyond the gap: the consensus error mode by mode of the mixing matrix (docs/theory, section 5.5)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class Modes:
 
 def disagreement_by_mode(
     problem: LogLinearProblem,
-    mixing_matrix: Matrix,
+    mixing_matrix: Matrix | Sequence[Matrix],
     lr: float,
     batch_size: int | None = None,
     local_steps: int = 1,
@@ -81,7 +82,9 @@ def disagreement_by_mode(
     )
 
 
-def _one_symmetric(mixing_matrix: Matrix, agents: int) -> Float[np.ndarray, "agents agents"]:
+def _one_symmetric(
+    mixing_matrix: Matrix | Sequence[Matrix], agents: int
+) -> Float[np.ndarray, "agents agents"]:
     found = period(mixing_matrix, agents)
     if len(found) > 1:
         raise ValueError(
