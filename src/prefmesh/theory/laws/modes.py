@@ -90,7 +90,7 @@ def _one_symmetric(
         raise ValueError(
             f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay"
         )
-    w = found[0].toarray()
+    w = first.toarray()
     asymmetry = float(np.abs(w - w.T).max())
     if asymmetry > 1e-12:
         raise ValueError(
