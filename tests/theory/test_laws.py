@@ -116,9 +116,9 @@ class TestScalar:
         p = gain * lr**2 * c / batch / (1 - gain * lr**2 * v / batch)
         q = lr**2 * (c + v * p) / batch
         law = laws.dec_dpo_stationary(problem, self.W, lr, batch)
-        assert law.variance == pytest.approx(self.LAM**2 * q / (1 - self.LAM**2 * slower**2) / 2, rel=1e-9)
+        assert law.variance == pytest.approx(self.LAM**2 * q / (1 - self.LAM**2 * slower**2) / 2, rel=1e-8)
         first = laws.dec_dpo_stationary(problem, self.W, lr, batch, hessian_noise=False)
-        assert first.variance == pytest.approx(law.variance * c / (c + v * p), rel=1e-9)
+        assert first.variance == pytest.approx(law.variance * c / (c + v * p), rel=1e-8)
 
     def test_feddpo_with_participants(self):
         # users of the same pairs and opposite answers: +-delta around theta* = 0, Hessian 1/4 for both
@@ -129,11 +129,11 @@ class TestScalar:
         # S = 1 of 2: gamma_S = 1
         expected = (lr**2 * pull**2 + lr**2 * noise / batch) / (1 - (1 - lr * h) ** 2)
         law = laws.fed_dpo_stationary(problem, lr, 1, 1, batch)
-        assert law.covariance[0, 0] == pytest.approx(expected, rel=1e-9)
+        assert law.covariance[0, 0] == pytest.approx(expected, rel=1e-8)
         everyone = laws.fed_dpo_stationary(problem, lr, 1, None, batch)
         expected = lr**2 * noise / batch / 2 / (1 - (1 - lr * h) ** 2)
-        assert everyone.covariance[0, 0] == pytest.approx(expected, rel=1e-9)
-        assert everyone.excess_loss == pytest.approx(expected * h / 2, rel=1e-9)
+        assert everyone.covariance[0, 0] == pytest.approx(expected, rel=1e-8)
+        assert everyone.excess_loss == pytest.approx(expected * h / 2, rel=1e-8)
 
 
 class TestAgainstBruteForce:
@@ -171,17 +171,17 @@ class TestAgainstBruteForce:
         p = np.linalg.solve(np.eye(size**2) - linear, constant).reshape(size, size)
         off_mean = np.kron(np.eye(agents) - 1 / agents, np.eye(2))
         law = laws.dec_dpo_stationary(problem, mixing, lr, batch, local_steps)
-        assert law.variance == pytest.approx(np.trace(off_mean @ p @ off_mean) / agents, rel=1e-9)
+        assert law.variance == pytest.approx(np.trace(off_mean @ p @ off_mean) / agents, rel=1e-8)
         mean = np.kron(np.full((1, agents), 1 / agents), np.eye(2))
-        np.testing.assert_allclose(law.average_covariance, mean @ p @ mean.T, rtol=1e-9)
+        np.testing.assert_allclose(law.average_covariance, mean @ p @ mean.T, rtol=1e-8)
 
     def test_a_period_of_one_matrix_twice_is_that_matrix(self):
         """The symmetric route and doubling, on E = 3 where the Jacobians are not symmetric."""
         problem = tastes(4, 3)
         once = laws.dec_dpo_stationary(problem, RING4, 0.6, 2, 3)
         twice = laws.dec_dpo_stationary(problem, [RING4, RING4], 0.6, 2, 3)
-        assert once.consensus_error == pytest.approx(twice.consensus_error, rel=1e-9)
-        np.testing.assert_allclose(once.average_covariance, twice.average_covariance, rtol=1e-9)
+        assert once.consensus_error == pytest.approx(twice.consensus_error, rel=1e-8)
+        np.testing.assert_allclose(once.average_covariance, twice.average_covariance, rtol=1e-8)
 
     def test_feddpo_with_every_choice_of_participants(self):
         """One local step, S = 2 of 4: the mean over all six pairs of agents of what they would make of the scatter."""
@@ -196,7 +196,7 @@ class TestAgainstBruteForce:
                 k = np.eye(2) - lr * problem.agent_hessians(theta)[[i, j]].mean(0)
                 pull = lr * problem.agent_gradients(theta)[[i, j]].mean(0)
                 after += (k @ p @ k + np.outer(pull, pull) + lr**2 * (noise[i] + noise[j]) / batch / 4) / 6
-        np.testing.assert_allclose(after, p, rtol=1e-9)
+        np.testing.assert_allclose(after, p, rtol=1e-8)
 
 
 class TestModes:
@@ -205,7 +205,7 @@ class TestModes:
         for local_steps in (1, 3):
             modes = laws.disagreement_by_mode(problem, RING4, 0.5, 2, local_steps)
             law = laws.dec_dpo_stationary(problem, RING4, 0.5, 2, local_steps, hessian_noise=False)
-            assert modes.variance.sum() == pytest.approx(law.variance, rel=1e-9)
+            assert modes.variance.sum() == pytest.approx(law.variance, rel=1e-8)
             assert modes.bias.sum() == pytest.approx(0, abs=1e-20)
 
     def test_is_its_limit_for_small_steps_where_pairs_are_shared(self):

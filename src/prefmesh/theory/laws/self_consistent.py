@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
-TOLERANCE = 1e-11
+TOLERANCE = 1e-9
 ITERATIONS = 300
 
 
