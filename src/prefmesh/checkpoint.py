@@ -91,9 +91,10 @@ def load(directory: Path, *, config: str) -> tuple[Checkpoint, dict[str, Tensor]
     return None
 
 
-def forget_newer(directory: Path, *, than: int) -> None:
-    """Remove what is newer than the checkpoint that was loaded: it is damaged, and must not count among those kept."""
-    _keep_only(directory, [round_ for round_ in _rounds(directory) if round_ <= than])
+def forget_newer(directory: Path, *, than: int, keep: int) -> None:
+    """Remove what is newer than the checkpoint that was loaded (it is damaged, and must not count among those kept), and
+    what a writer that was killed did not come to drop: all but the newest `keep`."""
+    _keep_only(directory, [round_ for round_ in _rounds(directory) if round_ <= than][:keep])
 
 
 def newest_round(directory: Path) -> int | None:
