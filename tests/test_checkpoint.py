@@ -231,6 +231,17 @@ def test_a_checkpoint_under_another_name_does_not_count(directory):
     assert checkpoint.load(directory, config="c0ffee") is None
 
 
+def test_scraps_of_safetensors_own_go(directory):
+    save(directory, 1)
+    for place in (directory, directory.parent):
+        (place / ".tmpA1b2C3").write_bytes(b"half")
+    (directory.parent / "notes.tmp").write_text("mine")
+    checkpoint.forget_newer(directory, than=1, keep=2)
+    assert names(directory) == both(1)
+    assert not (directory.parent / ".tmpA1b2C3").exists()
+    assert (directory.parent / "notes.tmp").exists()
+
+
 def test_damaged_ones_do_not_push_good_ones_out(directory):
     for round_ in (20, 30):
         save(directory, round_)
