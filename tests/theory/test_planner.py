@@ -78,20 +78,22 @@ def test_it_finds_the_best_of_a_small_space_by_brute_force() -> None:
     )  # fmt: skip
     shards = np.full(6, 60)
     plan = refine(ranked(space, forecast, costs(), shards), space, Simulator(on, target, costs()))[0]
-    brute = Simulator(on, target, costs(), seeds=8, seed=50)
-    seconds = [found.seconds for found in brute.run(space.all(), 1.5 * plan.seconds)]
+    brute = Simulator(on, target, costs(), seeds=4, seed=50)
+    seconds = [found.seconds for found in brute.run(space.all(), 1.2 * plan.seconds)]
     again = Simulator(on, target, costs(), seeds=16, seed=90).run([plan.setting], 3 * plan.seconds)[0]
     assert again.seconds <= 1.15 * min(seconds)
 
 
-def test_slow_links_ask_for_more_local_steps() -> None:
+def test_slow_links_ask_for_more_work_a_round() -> None:
     on = problem()
     forecast = Forecast(on, near(on, 0.05))
     space = Space(agents=6, lrs=step_sizes(forecast.largest_curvature))
     chosen = [
         ranked(space, forecast, costs(bandwidth), np.full(6, 60))[0].setting for bandwidth in (1e9, 20.0)
     ]
-    assert chosen[0].local_steps < chosen[1].local_steps
+    work = [setting.local_steps * setting.batch_size for setting in chosen]
+    assert work[0] < work[1]
+    assert forecast.rounds(chosen[0]) > forecast.rounds(chosen[1])
 
 
 def test_what_was_cut_short_is_simulated_again_when_there_is_more_time() -> None:
@@ -163,6 +165,9 @@ PLANNED = {**TOWN, "optimizer": {"name": "sgd", "lr": 1.0, "batch_size": 4}}
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "prefmesh.theory.planner.RUN_OFF_SEEDS", 24
+    )  # a plan that is a little worse is soon made
     write_yaml(tmp_path / "town.yaml", PLANNED)
     return tmp_path
 

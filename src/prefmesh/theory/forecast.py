@@ -1,11 +1,12 @@
-"""Forecast: the expected loss of the average model, round by round, on a log-linear problem (docs/theory, eqs. 7.9 to 7.13).
+"""Forecast: the expected loss of the average model, round by round, on a log-linear problem (docs/theory, eqs. 7.9 to 7.12).
 
-Noise-free descent of the pooled loss at this step size, exact, plus what distribution over agents adds to it to first order:
-minibatch noise, sampling of participants, client drift and the drift that a graph's disagreement causes. An estimate, not a bound.
+A run of the method without noise (full shards, all participants), exact, plus the variance that minibatches and the sampling of
+participants add to the average model, to first order. An estimate, not a bound.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from prefmesh.topology.settings import GraphSettings
 MAX_STEPS = 20_000
 """Noise-free steps after which a target counts as out of reach."""
 BEYOND = 4
-"""How many times further than noise-free descent needs to its target a curve goes on, for noisy settings."""
+"""A setting is given up after so many times the steps that noise-free descent needs at its step size."""
 
 Curve = Float[np.ndarray, " points"]
 
@@ -77,12 +78,6 @@ def _mixing(graph: str, weights: str, agents: int, seed: int) -> MixingMatrix:
     return build_mixing_matrix(graph, weights, agents, seed)
 
 
-@lru_cache(maxsize=64)
-def _modes(graph: str, weights: str, agents: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and modes of W - J."""
-    return np.linalg.eigh(_mixing(graph, weights, agents, 0).matrix.toarray() - 1 / agents)
-
-
 class Pooled:
     """The global loss with all agents' pairs in one matrix: what is asked for often is cheap."""
 
@@ -101,14 +96,6 @@ class Pooled:
         return float(self._weight @ np.logaddexp(0, -z)), -(self._weight * expit(-z)) @ self._x
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Descent:
-    """Noise-free descent: losses and gradients at every step from 0."""
-
-    losses: Curve
-    gradients: Float[np.ndarray, "points dim"]
-
-
 class Forecast:
     """Of the loss under any setting; `target` is the loss in nats that is to be reached from `theta0` (zero).
 
@@ -116,139 +103,131 @@ class Forecast:
     """
 
     def __init__(self, problem: LogLinearProblem, target: float, theta0: np.ndarray | None = None):
-        self.problem, self.target, self._pooled = problem, target, Pooled(problem)
+        self.problem, self.target, self.pooled = problem, target, Pooled(problem)
         self.start = np.zeros(problem.dim) if theta0 is None else np.asarray(theta0, dtype=np.float64)
         self.largest_curvature = float(np.linalg.eigvalsh(problem.hessian(np.zeros(problem.dim)))[-1])
-        self._descents: dict[float, _Descent | None] = {}
-        self._kept_updates: dict[tuple[float, int], np.ndarray] = {}
+        self._noise_free: dict[tuple[float, int, str | None, str], _NoiseFree] = {}
+        self._locals: dict[tuple[float, int], _Local] = {}
         start = problem.loss(self.start)
         if not target < start:
             raise ValueError(
                 f"target_loss: found {target:.6g}; allowed: below {start:.6g}, the loss at the start"
             )
-        descent, self.at_target = self._descend(1 / self.largest_curvature)
-        if descent is None:
-            raise ValueError(
-                f"target_loss: found {target:.6g}; {MAX_STEPS:,} noise-free steps do not reach it, they end at "
-                f"{problem.loss(self.at_target):.6g}; allowed: above the loss's least value"
-            )
+        self.at_target, self._steps = self._descend()
 
-    def expected_loss(self, setting: Setting) -> Curve | None:
-        """E f(mean model) after every round (from 0), eq. (7.13); None where descent at this step size does not reach the target."""
-        descent = self.descent(setting.lr)
-        if descent is None:
-            return None
-        e, n = setting.local_steps, self.problem.num_agents
-        every = descent.losses[::e], descent.gradients[::e]
-        r = np.arange(len(every[0]))[:, None]
-        h, basis = self._spectrum
-        c = (1 - setting.lr * h) ** e
-        if (np.abs(c) >= 1 + 1e-9).any():
-            return None
-        drift = _geometric(c, r) * (self._push(setting) @ basis)
-        variance = _geometric(c**2, r) * self._noise(setting, setting.participants(n))
-        shift = ((every[1] @ basis) * drift).sum(1)
-        return every[0] + shift + (h * (drift**2 + variance)).sum(1) / 2
+    def expected_loss(self, setting: Setting, rounds: int) -> Curve:
+        """E f(mean model) after 0 .. `rounds` rounds, eq. (7.12)."""
+        run = self._run(setting)
+        return np.array([run.loss(r) + self._excess(setting, r) for r in range(rounds + 1)])
 
     def rounds(self, setting: Setting) -> int | None:
-        """The first round whose expected loss is at most the target; None where none is foreseen."""
-        losses = self.expected_loss(setting)
-        if losses is None or not (losses <= self.target).any():
-            return None
-        return int((losses <= self.target).argmax())
+        """The first round whose expected loss is at most the target.
 
-    def descent(self, lr: float) -> _Descent | None:
-        """Kept for every step size that was asked for."""
-        if lr not in self._descents:
-            self._descents[lr] = self._descend(lr)[0]
-        return self._descents[lr]
+        None where the noise-free run stops falling above it, or falls too slowly: noise only grows from there.
+        """
+        run = self._run(setting)
+        steps = BEYOND * self._steps / (setting.lr * self.largest_curvature)
+        for r in range(1, 8 + ceil(min(steps, MAX_STEPS) / setting.local_steps)):
+            if run.loss(r) + self._excess(setting, r) <= self.target:
+                return r
+            if run.loss(r) >= run.loss(r - 1):
+                return None
+        return None
 
-    # ---- inside: everything below is taken at the point where noise-free descent reaches the target
+    def _descend(self) -> tuple[np.ndarray, int]:
+        """Where noise-free descent with steps of 1 / L reaches the target, and after how many."""
+        theta = self.start
+        for step in range(MAX_STEPS):
+            loss, gradient = self.pooled.loss_and_gradient(theta)
+            if loss <= self.target:
+                return theta, step
+            theta = theta - gradient / self.largest_curvature
+        raise ValueError(
+            f"target_loss: found {self.target:.6g}; {MAX_STEPS:,} noise-free steps do not reach it, they end at "
+            f"{self.pooled.loss_and_gradient(theta)[0]:.6g}; allowed: above the loss's least value"
+        )
 
-    def _descend(self, lr: float) -> tuple[_Descent | None, np.ndarray]:
-        theta, reached = self.start, None
-        last = theta
-        losses, gradients = [], []
-        most = MAX_STEPS
-        while len(losses) <= most:
-            loss, gradient = self._pooled.loss_and_gradient(theta)
-            losses.append(loss)
-            gradients.append(gradient)
-            if reached is None and losses[-1] <= self.target:
-                reached, last = len(losses), theta
-                most = min(MAX_STEPS, BEYOND * reached + 32)
-            theta = theta - lr * gradients[-1]
-        if reached is None:
-            return None, theta
-        return _Descent(losses=np.array(losses), gradients=np.array(gradients)), last
+    def _run(self, setting: Setting) -> "_NoiseFree":
+        key = setting.lr, setting.local_steps, setting.graph, setting.weights
+        if key not in self._noise_free:
+            n = self.problem.num_agents
+            mixing = (
+                setting.mixing(n).matrix.toarray() if setting.method == "dec_dpo" else np.full((n, n), 1 / n)
+            )
+            self._noise_free[key] = _NoiseFree(self, mixing, setting.lr, setting.local_steps)
+        return self._noise_free[key]
 
-    @cached_property
-    def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-        """Curvatures of the mean Hessian, and their directions as columns."""
-        h, basis = np.linalg.eigh(self.problem.hessian(self.at_target))
-        return h.clip(min=0), basis
+    def local(self, lr: float, local_steps: int) -> "_Local":
+        """What E local steps do to models near the target; kept."""
+        if (lr, local_steps) not in self._locals:
+            self._locals[lr, local_steps] = _Local(self.problem, self.at_target, lr, local_steps)
+        return self._locals[lr, local_steps]
 
-    @cached_property
-    def _curvatures(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, d), (N, d, d): the same of every agent's own Hessian."""
-        h, bases = np.linalg.eigh(self.problem.agent_hessians(self.at_target))
-        return h.clip(min=0), bases
-
-    @cached_property
-    def _pair_noise(self) -> np.ndarray:
-        """Variance of one pair's gradient along each direction, mean over agents."""
-        _, basis = self._spectrum
-        covariance = self.problem.gradient_covariances(self.at_target).mean(0)
-        return np.einsum("dm,de,em->m", basis, covariance, basis)
-
-    @cached_property
-    def _gradients(self) -> np.ndarray:
-        return self.problem.agent_gradients(self.at_target)
-
-    def _updates(self, lr: float, local_steps: int) -> np.ndarray:
-        """u_i = lr sum_{e<E} (I - lr H_i)^e g_i (N, d): what agent i's local steps add, with the sign turned (eq. 7.10)."""
-        if (lr, local_steps) not in self._kept_updates:
-            h, bases = self._curvatures
-            along = np.einsum("ndm,nd->nm", bases, self._gradients) * lr * _geometric(1 - lr * h, local_steps)
-            self._kept_updates[lr, local_steps] = np.einsum("ndm,nm->nd", bases, along)
-        return self._kept_updates[lr, local_steps]
-
-    def _push(self, setting: Setting) -> np.ndarray:
-        """How far a round moves the mean model beyond E steps on the pooled loss (d,), eq. (7.11)."""
-        lr, e = setting.lr, setting.local_steps
-        h, basis = self._spectrum
-        updates = self._updates(lr, e)
-        pooled = basis @ (lr * _geometric(1 - lr * h, e) * (basis.T @ self._gradients.mean(0)))
-        push = pooled - updates.mean(0)
-        if setting.method == "dec_dpo":
-            own, bases = self._curvatures
-            apart = self._disagreement(setting, updates)
-            along = np.einsum("ndm,nd->nm", bases, apart) * (1 - (1 - lr * own) ** e)
-            push = push - np.einsum("ndm,nm->nd", bases, along).mean(0)
-        return push
-
-    def _disagreement(self, setting: Setting, updates: np.ndarray) -> np.ndarray:
-        """theta_i - mean (N, d) in the stationary state: what mixing leaves of different updates (eq. 6.4)."""
-        h, basis = self._spectrum
-        values, modes = _modes(setting.graph or "ring", setting.weights, self.problem.num_agents)
-        kept = (1 - setting.lr * h) ** setting.local_steps
-        response = values[:, None] / (1 - values[:, None] * kept)
-        return -(modes @ (response * (modes.T @ updates @ basis))) @ basis.T
-
-    def _noise(self, setting: Setting, s: int) -> np.ndarray:
-        """Variance that a round adds to the mean model along each direction: minibatches and sampling (eq. 7.12)."""
-        lr, e, n = setting.lr, setting.local_steps, self.problem.num_agents
-        h, basis = self._spectrum
+    def noise(self, setting: Setting) -> Float[np.ndarray, " dim"]:
+        """Variance that a round adds to the mean model, along `local(...).basis`: minibatches and sampling (eq. 7.11)."""
+        n, local = self.problem.num_agents, self.local(setting.lr, setting.local_steps)
+        s = setting.participants(n)
         found = np.zeros(self.problem.dim)
         if setting.batch_size is not None:
-            found += lr**2 * _geometric((1 - lr * h) ** 2, e) * self._pair_noise / (s * setting.batch_size)
+            found += local.noise / (s * setting.batch_size)
         if s < n:
-            updates = self._updates(lr, e) @ basis
-            found += (n - s) / (s * (n - 1)) * updates.var(axis=0)
+            found += (n - s) / (s * (n - 1)) * local.updates.var(axis=0)
         return found
 
+    def _excess(self, setting: Setting, r: int) -> float:
+        """(1/2) trace(H V(r))."""
+        local = self.local(setting.lr, setting.local_steps)
+        return float(local.curvature @ (_geometric(local.kept**2, r) * self.noise(setting)) / 2)
 
-def _geometric(ratio: np.ndarray, terms: np.ndarray | int) -> np.ndarray:
+
+class _NoiseFree:
+    """A run with full shards and all participants, as far as it was asked for."""
+
+    def __init__(self, forecast: Forecast, mixing: np.ndarray, lr: float, local_steps: int):
+        self.problem, self.pooled = forecast.problem, forecast.pooled
+        self.mixing, self.lr, self.local_steps = mixing, lr, local_steps
+        self.theta = np.tile(forecast.start, (self.problem.num_agents, 1))
+        self.losses = [self.pooled.losses(self.theta[:1])[0]]
+
+    def loss(self, r: int) -> float:
+        """Of the average model after round r."""
+        while len(self.losses) <= r:
+            for _ in range(self.local_steps):
+                self.theta = self.theta - self.lr * self.problem.agent_gradients(self.theta)
+            self.theta = self.mixing @ self.theta
+            self.losses.append(self.pooled.losses(self.theta.mean(0)[None])[0])
+        return float(self.losses[r])
+
+
+class _Local:
+    """E local steps of every agent from one point, with what the noise of single pairs adds on the way.
+
+    `kept` (d,) and `basis` (d, d): eigenvalues and directions of the mean over agents of d theta_end / d theta_start. Along
+    these: `updates` (N, d), what the steps move; `noise` (d,), variance of the end for one pair a step, mean over agents;
+    `curvature` (d,), of the pooled loss.
+    """
+
+    def __init__(self, problem: LogLinearProblem, point: np.ndarray, lr: float, local_steps: int):
+        n, dim = problem.num_agents, problem.dim
+        theta = np.tile(point, (n, 1))
+        kept, noise = np.tile(np.eye(dim), (n, 1, 1)), np.zeros((n, dim, dim))
+        for _ in range(local_steps):
+            step = np.eye(dim) - lr * problem.agent_hessians(theta)
+            kept = step @ kept
+            noise = step @ noise @ step + lr**2 * problem.gradient_covariances(theta)
+            theta = theta - lr * problem.agent_gradients(theta)
+        mean = kept.mean(0)
+        self.kept, self.basis = np.linalg.eigh((mean + mean.T) / 2)
+        self.updates = (theta - point) @ self.basis
+        self.noise = _along(self.basis, noise.mean(0))
+        self.curvature = _along(self.basis, problem.hessian(point))
+
+
+def _along(basis: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return np.einsum("dm,de,em->m", basis, matrix, basis)
+
+
+def _geometric(ratio: np.ndarray, terms: int) -> np.ndarray:
     """sum_{k < terms} ratio^k, also where the ratio is one."""
     near = np.abs(1 - ratio) < 1e-12
     safe = np.where(near, 0.5, ratio)

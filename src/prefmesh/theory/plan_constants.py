@@ -124,7 +124,7 @@ def guaranteed(constants: Constants, setting: Setting, rounds: int, agents: int)
 
 
 class Extrapolation:
-    """Rounds to a target if the loss kept falling as at the start (docs/theory, eq. 7.14): not a prediction.
+    """Rounds to a target if the loss kept falling as at the start (docs/theory, eq. 7.13): not a prediction.
 
     Supposes ||grad f||^2 >= 2 mu f with mu taken from the start, that is, that descent could go on to a loss of zero.
     """

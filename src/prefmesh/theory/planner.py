@@ -22,13 +22,14 @@ GRAPHS = ("ring", "torus", "hypercube", "star", "complete")
 """Those that a plan may propose, where the number of agents allows."""
 SEEDS = 8
 """Runs that a simulated loss is the mean of."""
-RUN_OFF_SEEDS = 48
+RUN_OFF_SEEDS = 128
 """The same for the few settings that are left in the end."""
 REFINED = 24
 """Settings that are simulated before the plan is chosen."""
-NEAR = 1.25
+NEAR = 1.5
+"""A simulation is given up where its clock has passed the quickest so far by this factor."""
 FINALISTS = 8
-"""Settings within `NEAR` of the quickest, at most `FINALISTS`, that are simulated with more seeds."""
+"""Settings that are simulated with more seeds in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +260,9 @@ def refine(
 ) -> list[Simulated]:
     """Simulates the quickest foreseen settings, then the neighbours of the quickest simulated one until none is quicker.
 
-    A setting is given up once its clock has passed the quickest so far by a quarter. Those that are left run once more with many
-    more seeds, all others: the least of many noisy figures would be one that had luck. What came out of that, quickest first.
+    A setting is given up once its clock has passed the quickest so far by a half. Those that are left, and the first of the
+    forecast, run once more with many more seeds, all others: the least of many noisy figures is one that had luck. What came
+    out of that, quickest first.
     """
     shortlist = [p.setting for p in priced[:REFINED]]
     foreseen = {p.setting: p.seconds for p in priced}
@@ -289,8 +291,8 @@ def refine(
     last = sorted(found.values(), key=lambda outcome: outcome.seconds)
     say("the last few again")
     again = simulator.with_other_seeds(RUN_OFF_SEEDS)
-    finalists = [outcome.setting for outcome in last if outcome.seconds <= NEAR * best][:FINALISTS]
-    return sorted(again.run(finalists, 3 * best), key=lambda outcome: outcome.seconds)
+    finalists = [outcome.setting for outcome in last if outcome.rounds is not None][:FINALISTS]
+    return sorted(again.run([shortlist[0], *finalists], 3 * best), key=lambda outcome: outcome.seconds)
 
 
 def step_sizes(largest_curvature: float, coarsest: float = 1.5, count: int = 6) -> tuple[float, ...]:
