@@ -103,7 +103,8 @@ def ends_of_spectrum(
     basis = np.empty((steps, dim))
     diagonal, beside = np.empty(steps), np.empty(steps)
     q = start / np.linalg.norm(start)
-    for k in range(steps):
+    k = 0
+    while True:
         basis[k] = q
         w = product(q)
         diagonal[k] = q @ w
@@ -113,9 +114,10 @@ def ends_of_spectrum(
         values, vectors = eigh_tridiagonal(diagonal[: k + 1], beside[:k])
         error = beside[k] * max(abs(vectors[-1, 0]), abs(vectors[-1, -1]))
         size = max(abs(values[0]), abs(values[-1]))
-        if error <= tolerance * size or beside[k] <= 1e-12 * size:
+        if k + 1 == steps or error <= tolerance * size or beside[k] <= 1e-12 * size:
             break
         q = w / beside[k]
+        k += 1
     end = 0 if abs(values[0]) > abs(values[-1]) else -1
     vector = vectors[:, end] @ basis[: k + 1]
     return Ends(

@@ -167,9 +167,8 @@ def measure(
             listener.stage(f"curvature after round {round_}")
             hessian = _global_ends(problem, models[round_], sampled, weights, effort, config.seed)
         points.append(Point(round=round_, moments=moments, hessian=hessian))
-    steepest = max(
-        range(len(points)), key=lambda k: points[k].hessian.size if points[k].hessian is not None else -1.0
-    )
+    sizes = [point.hessian.size if point.hessian is not None else -1.0 for point in points]
+    steepest = int(np.argmax(sizes))
     listener.stage("curvature of single agents")
     points[steepest] = _with_agent_hessians(
         points[steepest], problem, models[points[steepest].round], shards, effort, config.seed

@@ -76,7 +76,7 @@ def similarity_figure(landscape: Landscape) -> Figure:
             text = "?" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
             colour = "white" if abs(value) > 0.75 else style.INK
             axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
-    for edge in np.flatnonzero(np.diff(groups.label[order])) + 1:
+    for edge in (np.flatnonzero(np.diff(groups.label[order])) + 1).tolist():
         axes.axhline(edge, color=style.INK, linewidth=1.6)
         axes.axvline(edge, color=style.INK, linewidth=1.6)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[-1, -0.5, 0, 0.5, 1])
