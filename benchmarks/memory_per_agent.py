@@ -23,7 +23,7 @@ import machine
 import numpy as np
 
 AGENTS = [2, 8, 32, 128, 512, 1024]
-PAIRS_PER_AGENT, ROUNDS, STEPS = 4, 16, 1
+PAIRS_PER_AGENT, ROUNDS, STEPS = 4, 4, 1
 
 
 def config(method: str, agents: int, agents_per_pass: int | None) -> Any:

@@ -68,7 +68,7 @@ def test_what_is_saved_is_loaded(directory):
 def test_without_checkpoints_there_is_none(directory):
     assert checkpoint.load(directory, config="c0ffee") is None
     assert checkpoint.newest_round(directory) is None
-    checkpoint.forget_newer(directory, than=3)
+    checkpoint.forget_newer(directory, than=3, keep=2)
     directory.mkdir()
     (directory / "notes.txt").write_text("mine")
     assert checkpoint.load(directory, config="c0ffee") is None
@@ -166,7 +166,9 @@ def test_killed_at_any_call_of_a_save(directory, monkeypatch, at, after, keep):
     done = at > 5 or (at == 5 and after)
     assert load(directory)[0].round == (3 if done else 2)
     # Going on as a resumed run does: the same round again, and the next. No scrap is left, whatever is kept.
-    checkpoint.forget_newer(directory, than=3 if done else 2)
+    checkpoint.forget_newer(directory, than=3 if done else 2, keep=2)
+    # ... and what the killed writer did not come to drop is gone, also where no checkpoint follows.
+    assert len(checkpoint._rounds(directory)) <= 2
     for round_ in (3, 4):
         save(directory, round_, keep=keep)
     assert names(directory) == both(*range(5 - keep, 5))
@@ -229,12 +231,23 @@ def test_a_checkpoint_under_another_name_does_not_count(directory):
     assert checkpoint.load(directory, config="c0ffee") is None
 
 
+def test_scraps_of_safetensors_own_go(directory):
+    save(directory, 1)
+    for place in (directory, directory.parent):
+        (place / ".tmpA1b2C3").write_bytes(b"half")
+    (directory.parent / "notes.tmp").write_text("mine")
+    checkpoint.forget_newer(directory, than=1, keep=2)
+    assert names(directory) == both(1)
+    assert not (directory.parent / ".tmpA1b2C3").exists()
+    assert (directory.parent / "notes.tmp").exists()
+
+
 def test_damaged_ones_do_not_push_good_ones_out(directory):
     for round_ in (20, 30):
         save(directory, round_)
         (directory / f"round_{round_:06d}.safetensors").write_bytes(b"")
     assert checkpoint.load(directory, config="c0ffee") is None
-    checkpoint.forget_newer(directory, than=-1)
+    checkpoint.forget_newer(directory, than=-1, keep=2)
     assert names(directory) == []
     save(directory, 0)
     assert load(directory)[0].round == 0

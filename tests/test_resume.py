@@ -138,6 +138,7 @@ def test_killed_after_any_round(name, whole, tmp_path):
 def test_interrupted_between_checkpoints(name, whole, tmp_path):
     """Ctrl-C: the round under way is finished and kept, also where no checkpoint was due."""
     settings = log_linear(name)
+    before = signal.getsignal(signal.SIGINT)
     for stop in (1, 2):
         out = tmp_path / str(stop)
         with pytest.raises(Interrupted, match=rf"stopped after round {stop} of {ROUNDS}; .*--resume {out}"):
@@ -145,7 +146,7 @@ def test_interrupted_between_checkpoints(name, whole, tmp_path):
         assert checkpoint.newest_round(out / "checkpoints") == stop
         summary = json.loads((out / "summary.json").read_text())
         assert (summary["status"], summary["rounds"]) == ("interrupted", stop)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # as it was
+        assert signal.getsignal(signal.SIGINT) is before
         running.resume(out)
         _with_checkpoints_of(whole(settings), out)
         assert_same(out, whole(settings))

@@ -91,9 +91,14 @@ def load(directory: Path, *, config: str) -> tuple[Checkpoint, dict[str, Tensor]
     return None
 
 
-def forget_newer(directory: Path, *, than: int) -> None:
-    """Remove what is newer than the checkpoint that was loaded: it is damaged, and must not count among those kept."""
-    _keep_only(directory, [round_ for round_ in _rounds(directory) if round_ <= than])
+def forget_newer(directory: Path, *, than: int, keep: int) -> None:
+    """Remove what is newer than the checkpoint that was loaded (it is damaged, and must not count among those kept), and
+    what a writer that was killed did not come to drop: all but the newest `keep`."""
+    _keep_only(directory, [round_ for round_ in _rounds(directory) if round_ <= than][:keep])
+    # safetensors writes under a name of this form first; a kill in the middle leaves it.
+    for place in (directory, directory.parent):
+        for scrap in place.glob(".tmp??????"):
+            scrap.unlink(missing_ok=True)
 
 
 def newest_round(directory: Path) -> int | None:

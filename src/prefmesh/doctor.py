@@ -13,6 +13,7 @@ OPTIONAL = {
     "trl": "tests of equality with TRL (extra: dev)",
     "pytest": "the tests (extra: dev)",
     "accelerate": "loading models larger than memory",
+    "cvxpy": "fastest-mixing weights, with clarabel (extra: theory)",
 }
 
 

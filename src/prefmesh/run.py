@@ -158,7 +158,8 @@ class _Run:
                     f"{path}: found {size} bytes, fewer than the {keep[name]} that its checkpoint knows of; "
                     "allowed: the file as the run wrote it, or no checkpoints/ to start again from round 0"
                 )
-        checkpoint.forget_newer(checkpoints, than=found[0].round if found else -1)
+        kept = self.config.runtime.checkpoints_kept
+        checkpoint.forget_newer(checkpoints, than=found[0].round if found else -1, keep=kept)
         self.metrics, self.agents = (JsonLines(self.out / name, keep=keep[name]) for name in LOGS)
         method, device = self.experiment.method, self.experiment.policy.device
         if found is None:

@@ -44,7 +44,8 @@ def test_cosines_without_chance() -> None:
 
 
 def test_chance_shortens_cosines_and_is_taken_out() -> None:
-    """Averaged over 400 draws: measured cosines are too small by the attenuation, corrected ones are right."""
+    """Averaged over 400 draws: measured cosines are too small by the attenuation, corrected ones are right to first order
+    (they divide by estimated lengths)."""
     right, measured, shown = [], [], []
     for seed in range(400):
         inner, chance, _, _ = planted(4, 2, noise=0.25, seed=seed)

@@ -97,7 +97,7 @@ def test_estimates_from_some_pairs_are_unbiased_and_know_their_error() -> None:
     naive = np.mean([m.weights @ np.diag(m.inner) - m.weights @ m.inner @ m.weights for m in found])
     assert naive > 1.5 * exact.heterogeneity()
     claimed = np.sqrt(np.mean([m.heterogeneity_error() ** 2 for m in found]))
-    assert claimed == pytest.approx(np.std([m.heterogeneity() for m in found]), rel=0.4)
+    assert 0.7 < claimed / np.std([m.heterogeneity() for m in found]) < 2
 
 
 def test_draws_of_several_pairs_have_the_noise_of_single_ones() -> None:

@@ -52,6 +52,26 @@ def users(kind: str, dim: int, agents: int, random: np.random.Generator) -> list
         return shards
 
 
+def settled_users(kind: str, dim: int, agents: int, random: np.random.Generator) -> list[np.ndarray]:
+    """The same kinds, balanced so that theta* = 0: a start there has Delta = 0, and only the other terms are left."""
+    pairs = int(random.integers(8, 30))
+    x = random.normal(size=(agents, pairs, dim))
+    if kind == "one":
+        return [np.concatenate([x[0], -x[0]])] * agents
+    if kind == "own":
+        c = random.normal(size=(agents, dim)) * random.uniform(0, 1.5)
+        scale = random.uniform(0.3, 2, agents)
+        return [
+            np.concatenate([a * own, -a * own]) + b for own, a, b in zip(x, scale, c - c.mean(0), strict=True)
+        ]
+    # Every second user answers the opposite of the one before; who is left over answers everything both ways.
+    shards = []
+    for _ in range(agents // 2):
+        answered = x[0] * random.choice([-1, 1], size=(pairs, 1))
+        shards += [answered, -answered]
+    return shards + [np.concatenate([x[0], -x[0]])] * (agents % 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One random problem: what was measured, with standard errors over seeds, and what was promised."""
@@ -64,16 +84,22 @@ class Case:
 
 
 def random_group(method: str, number: int, size: int) -> list[Case]:
-    """`size` random problems of one dimension, E, R and batch size; everything else is drawn for each."""
+    """`size` random problems of one dimension, E, R and batch size; everything else is drawn for each.
+
+    Groups of odd numbers start at the optimum.
+    """
     random = generator(number, f"bounds of {method}")
     dim, local_steps = int(random.integers(2, 7)), int(random.choice([1, 2, 4, 8]))
     rounds, batch_size = int(random.integers(20, 120)), [None, 1, 4][random.integers(3)]
     beta = float(random.choice([0.5, 1.0, 2.0]))
     offset = random.normal(size=dim) * float(random.integers(2))
+    made = users
+    if number % 2:
+        offset, made = np.zeros(dim), settled_users
     problems, settings, members = [], [], []
     for _ in range(size):
         agents = int(random.integers(2, 13))
-        shards = users(str(random.choice(["one", "shared", "own"])), dim, agents, random)
+        shards = made(str(random.choice(["one", "shared", "own"])), dim, agents, random)
         setting: dict[str, Any] = {"agents": agents, "local_steps": local_steps}
         own, mixing, drawn = None, None, False
         if method == "fed_dpo":

@@ -80,7 +80,7 @@ def test_claims_by_name(tmp_path) -> None:
     assert done.code == 0, done.err
     [row] = json.loads(done.out)["claims"]
     assert (row["name"], row["verdict"]) == ("Lam bounds the curvature", "holds")
-    wrong = prefmesh("theory", "verify", "--only", "Lam bounds the curvatur", "--out", tmp_path / "other")
+    wrong = prefmesh("theory", "verify", "--only", "Lam bounds the curvatures", "--out", tmp_path / "other")
     assert wrong.code == 2
     assert "did you mean 'Lam bounds the curvature'" in wrong.err
     assert not (tmp_path / "other").exists()

@@ -212,7 +212,11 @@ class TestRefused:
         [
             ("ring", "metropolsi", "method.weights: unknown name 'metropolsi'; did you mean 'metropolis'?"),
             ("ring", "uniform", "method.weights: 'uniform' needs a complete graph"),
-            ("ring", "uniform", "Allowed here: best_constant, lazy_metropolis, max_degree, metropolis"),
+            (
+                "ring",
+                "uniform",
+                "Allowed here: best_constant, fastest, lazy_metropolis, max_degree, metropolis",
+            ),
             ("exponential", "metropolis", "method.weights: 'metropolis' needs an undirected graph"),
             ("exponential", "best_constant", "Allowed here: uniform"),
             ("rnig", "metropolis", "method.graph: unknown name 'rnig'"),
@@ -261,8 +265,8 @@ class TestRefused:
 
 
 def test_legal_weights():
-    assert legal_weights(nx.path_graph(8)) == sorted(UNDIRECTED_WEIGHTS)
-    assert legal_weights(nx.complete_graph(8)) == sorted([*UNDIRECTED_WEIGHTS, "uniform"])
+    assert legal_weights(nx.path_graph(8)) == sorted([*UNDIRECTED_WEIGHTS, "fastest"])
+    assert legal_weights(nx.complete_graph(8)) == sorted([*UNDIRECTED_WEIGHTS, "fastest", "uniform"])
     assert legal_weights(nx.DiGraph([(0, 1), (1, 2), (2, 0)])) == ["uniform"]
     assert legal_weights(nx.DiGraph([(0, 1), (1, 2), (2, 0), (1, 0)])) == []
 

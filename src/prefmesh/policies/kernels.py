@@ -3,7 +3,13 @@
 On this side of a model's own code, so that any architecture made of `nn.Linear` or GPT-2's `Conv1D` gains.
 """
 
+import os
 from typing import Any
+
+# torch and oneDNN keep a compiled product for each shape that they met, by default 1,024 of them, some 0.2 MB each. Batches
+# of texts rarely repeat a shape, so a few serve as well (read at the first product; figures: benchmarks/README.md).
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 import torch
 from jaxtyping import Float, Int

@@ -88,7 +88,7 @@ def split(
     )
 
 
-def folds_of(held_out: float) -> tuple[int, float]:
+def folds_of(held_out: int | float) -> tuple[int, float]:
     """How many disjoint folds of this share there are, and the share of pairs that is in none and always trained on.
 
     >>> folds_of(0.2), folds_of(0.33), folds_of(0)

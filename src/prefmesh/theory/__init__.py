@@ -1,6 +1,6 @@
-"""What can be proved and predicted: the theory of docs/theory.md, executable."""
+"""What can be proved and predicted: the theory of docs/theory, executable."""
 
-from prefmesh.theory import simulate
-from prefmesh.theory.problem import LogLinearProblem
+from prefmesh.theory import laws, rates, simulate
+from prefmesh.theory.problem import LogLinearProblem, NoOptimum
 
-__all__ = ["LogLinearProblem", "simulate"]
+__all__ = ["LogLinearProblem", "NoOptimum", "laws", "rates", "simulate"]

@@ -18,7 +18,7 @@ class Condition:
     @property
     def holds(self) -> bool:
         """Whether it is fulfilled."""
-        return self.value <= self.limit
+        return bool(self.value <= self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,8 +103,8 @@ def ends_of_spectrum(
     basis = np.empty((steps, dim))
     diagonal, beside = np.empty(steps), np.empty(steps)
     q = start / np.linalg.norm(start)
-    k = 0
-    while True:
+    k, error, values, vectors = 0, 0.0, np.zeros(1), np.ones((1, 1))
+    for k in range(steps):
         basis[k] = q
         w = product(q)
         diagonal[k] = q @ w
@@ -114,10 +114,9 @@ def ends_of_spectrum(
         values, vectors = eigh_tridiagonal(diagonal[: k + 1], beside[:k])
         error = beside[k] * max(abs(vectors[-1, 0]), abs(vectors[-1, -1]))
         size = max(abs(values[0]), abs(values[-1]))
-        if k + 1 == steps or error <= tolerance * size or beside[k] <= 1e-12 * size:
+        if error <= tolerance * size or beside[k] <= 1e-12 * size:
             break
         q = w / beside[k]
-        k += 1
     end = 0 if abs(values[0]) > abs(values[-1]) else -1
     vector = vectors[:, end] @ basis[: k + 1]
     return Ends(

@@ -19,7 +19,7 @@ def one_user(agents: int, *, dim: int = 6, pairs: int = 60, seed: int = 0) -> Lo
     return LogLinearProblem([np.where(wrong[:, None], -x, x)] * agents, 1.0)
 
 
-def shared_pairs(spread: float, *, agents: int = 4, dim: int = 4, seed: int = 0) -> LogLinearProblem:
+def shared_pairs(spread: float | int, *, agents: int = 4, dim: int = 4, seed: int = 0) -> LogLinearProblem:
     """All users judge the same pairs; how far they disagree is `spread` in [0, 1], and zeta is proportional to it.
 
     Users 2k and 2k+1 lean to opposite sides of the same probabilities, so theta* does not depend on `spread`, which is
@@ -45,7 +45,7 @@ def shared_pairs(spread: float, *, agents: int = 4, dim: int = 4, seed: int = 0)
 
 
 def own_pairs(
-    spread: float, *, agents: int = 4, dim: int = 4, pairs: int = 12, seed: int = 0
+    spread: float | int, *, agents: int = 4, dim: int = 4, pairs: int = 12, seed: int = 0
 ) -> LogLinearProblem:
     """Users judge pairs of their own, so Hessians differ; zeta is proportional to `spread`, and theta* = 0.
 

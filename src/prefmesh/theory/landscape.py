@@ -167,8 +167,7 @@ def measure(
             listener.stage(f"curvature after round {round_}")
             hessian = _global_ends(problem, models[round_], sampled, weights, effort, config.seed)
         points.append(Point(round=round_, moments=moments, hessian=hessian))
-    sizes = [point.hessian.size if point.hessian is not None else -1.0 for point in points]
-    steepest = int(np.argmax(sizes))
+    steepest = int(np.argmax([-1.0 if point.hessian is None else point.hessian.size for point in points]))
     listener.stage("curvature of single agents")
     points[steepest] = _with_agent_hessians(
         points[steepest], problem, models[points[steepest].round], shards, effort, config.seed

@@ -2,7 +2,7 @@
 
     f_i(theta) = (1/n_i) sum_j log(1 + exp(-beta x_ij^T theta)),   f = (1/N) sum_i f_i,   x = phi(chosen) - phi(rejected)
 
-(docs/theory.md, section 1.) Everything is numpy float64.
+(docs/theory, eqs. (1.3) and (1.4).) Everything is numpy float64.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class LogLinearProblem:
     # ---- values and derivatives; `theta` is (d,), or (N, d) where every agent has its own
 
     def agent_losses(self, theta: np.ndarray) -> Float[np.ndarray, " agents"]:
-        """f_i at theta, in nats."""
+        """f_i at theta, in nats (docs/theory, eq. (1.1))."""
         return (self._all.weight * np.logaddexp(0, -self._z(theta))).sum(1)
 
     def loss(self, theta: Vector) -> float:
@@ -148,13 +148,13 @@ class LogLinearProblem:
         return np.array(found)
 
     def price_of_consensus(self) -> Float[np.ndarray, " agents"]:
-        """f_i(theta*) - f_i(theta_i*) >= 0, in nats: what agent i loses by sharing one policy (docs/theory.md, eq. 9)."""
+        """f_i(theta*) - f_i(theta_i*) >= 0, in nats: what agent i loses by sharing one policy (docs/theory, eq. (1.11))."""
         return self.agent_losses(self.optimum()) - self.agent_losses(self.agent_optima())
 
-    # ---- constants (docs/theory.md, section 2)
+    # ---- constants (docs/theory, section 2)
 
     def smoothness(self) -> float:
-        """Lam = max_i (beta^2 / 4) lambda_max(E_i[x x^T])."""
+        """Lam = max_i (beta^2 / 4) lambda_max(E_i[x x^T]), eq. (2.1)."""
         second = self._second_moments(self._all.weight)
         return float(self.beta**2 / 4 * np.linalg.eigvalsh(second)[:, -1].max())
 
@@ -163,14 +163,14 @@ class LogLinearProblem:
         return float(np.linalg.eigvalsh(self.hessian(theta))[0])
 
     def gradient_noise(self, theta: np.ndarray, batch_size: int | None) -> float:
-        """sigma^2 = max_i trace(C_i) / b, minibatches drawn with replacement; 0 for full batches (None)."""
+        """sigma^2 = max_i trace(C_i) / b, minibatches drawn with replacement; 0 for full batches (None). Eq. (2.2)."""
         if batch_size is None:
             return 0.0
         check_batch_size(batch_size)
         return float(np.trace(self.gradient_covariances(theta), axis1=1, axis2=2).max() / batch_size)
 
     def heterogeneity(self, theta: Vector) -> float:
-        """zeta^2 = (1/N) sum_i ||grad f_i - grad f||^2 at theta."""
+        """zeta^2 = (1/N) sum_i ||grad f_i - grad f||^2 at theta, eq. (2.3)."""
         gradients = self.agent_gradients(theta)
         return float(np.square(gradients - gradients.mean(0)).sum(1).mean())
 

@@ -296,7 +296,7 @@ def rounds_to(
 
 def constants(
     problem: LogLinearProblem, *, region: Float[np.ndarray, "points dim"], batch_size: int | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """`smoothness`, `delta`, `noise`, `heterogeneity` and `agents` of a problem, as keywords for the bounds.
 
     `region`: the models visited, the first one first (`trajectory.average`); noise and heterogeneity are the largest there

@@ -53,7 +53,7 @@ def fed_dpo(
     seed: int = 0,
     theta0: np.ndarray | None = None,
 ) -> Trajectory:
-    """FedDPO with plain SGD (docs/theory.md, section 3). `batch_size` None: full shards; else drawn with replacement."""
+    """FedDPO with plain SGD (docs/theory, eq. (3.1)). `batch_size` None: full shards; else drawn with replacement."""
     settings = {"participation": participation, "staleness": staleness}
     member = Member(problem, "fed_dpo", settings, seed=seed)
     return _trajectory(member, lr, rounds, local_steps, batch_size, theta0)
@@ -69,7 +69,7 @@ def dec_dpo(
     seed: int = 0,
     theta0: np.ndarray | None = None,
 ) -> Trajectory:
-    """DecDPO with plain SGD (docs/theory.md, section 4). A sequence of matrices is a period: round r uses number r - 1."""
+    """DecDPO with plain SGD (docs/theory, eq. (4.1)). A sequence of matrices is a period: round r uses number r - 1."""
     member = Member(problem, "dec_dpo", mixing=period(mixing_matrix, problem.num_agents), seed=seed)
     return _trajectory(member, lr, rounds, local_steps, batch_size, theta0)
 

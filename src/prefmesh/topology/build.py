@@ -21,7 +21,7 @@ def build_mixing_matrix(
     (0.875, 14)
     >>> build_mixing_matrix("star", "metropolsi", agents=8, seed=0)
     Traceback (most recent call last):
-    prefmesh.errors.InputError: method.weights: unknown name 'metropolsi'; did you mean 'metropolis'? Allowed: best_constant, lazy_metropolis, max_degree, metropolis, uniform
+    prefmesh.errors.InputError: method.weights: unknown name 'metropolsi'; did you mean 'metropolis'? Allowed: best_constant, fastest, lazy_metropolis, max_degree, metropolis, uniform
     """
     settings = GraphSettings.model_validate(graph)
     rng = generator(seed, "topology")

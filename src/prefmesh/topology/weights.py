@@ -3,8 +3,10 @@
 Row i holds what agent i takes of whom: W[i, j] != 0 only where j sends to i (or j = i).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -25,6 +27,9 @@ class WeightRule:
     suits: Callable[[nx.Graph], bool]
     needs: str
 
+
+# `fastest` takes some fifteen seconds here, and as N^6 beyond.
+FASTEST_AGENTS = 64
 
 WEIGHTS: dict[str, WeightRule] = {}
 
@@ -56,7 +61,7 @@ def legal_weights(graph: nx.Graph) -> list[str]:
     """The names of the rules that give doubly stochastic weights on this graph, sorted.
 
     >>> legal_weights(nx.path_graph(3))
-    ['best_constant', 'lazy_metropolis', 'max_degree', 'metropolis']
+    ['best_constant', 'fastest', 'lazy_metropolis', 'max_degree', 'metropolis']
     """
     return sorted(name for name, rule in WEIGHTS.items() if rule.suits(graph))
 
@@ -76,7 +81,10 @@ def build_weights(name: str, graph: nx.Graph, where: str = "weights") -> csr_arr
             f"{where}: {name!r} needs {rule.needs}; this {kind} one links {graph.number_of_edges()} pairs "
             f"of {len(graph)} agents. Allowed here: {allowed}"
         )
-    return rule.function(graph)
+    try:
+        return rule.function(graph)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 @weights("metropolis")
@@ -114,6 +122,57 @@ def best_constant(graph: nx.Graph) -> csr_array:
         links / scale
     )  # I - L / (2 d_max), whose ends are 1 - l / (2 d_max) of those of L
     return _with_self_weights(links * (2 / scale / (gap_below_one(lazy) + 1 - last_eigenvalue(lazy))))
+
+
+@weights("fastest")
+def fastest(graph: nx.Graph) -> csr_array:
+    """The symmetric weights with the least rho = ||W - J||_2: a semidefinite program. May be negative.
+
+    Xiao and Boyd 2004, eq. (17); docs/theory, eq. (6.2). Links that the optimum leaves unused (below 1e-7) have weight 0.
+    Raises `InputError` where cvxpy or Clarabel is missing, or above 64 agents.
+    """
+    links = sorted((min(i, j), max(i, j)) for i, j in graph.edges)
+    return _fastest(len(graph), tuple(links))
+
+
+# A config's check, its method and its report all ask for the same weights.
+@lru_cache(maxsize=8)
+def _fastest(n: int, links: tuple[tuple[int, int], ...]) -> csr_array:
+    if n > FASTEST_AGENTS:
+        raise InputError(
+            f"fastest: {n} agents found; allowed: up to {FASTEST_AGENTS}, or best_constant, which is near it"
+        )
+    if not links:
+        return csr_array(eye_array(n))
+    if len(links) == n * (n - 1) // 2:  # rho = 0, where the cones' tips meet and the solver has no inside
+        return csr_array(np.full((n, n), 1 / n))
+    try:
+        import clarabel  # noqa: F401  (the solver that cvxpy is asked for)
+        import cvxpy
+    except ImportError as error:
+        raise InputError(
+            f"fastest needs {error.name}, which is not installed (pip install 'prefmesh[theory]'); "
+            "allowed without it: best_constant, metropolis"
+        ) from None
+    ends = np.array(links)
+    place = np.arange(len(links))
+    incidence = csr_array(
+        (np.repeat([1.0, -1.0], len(links)), (ends.T.ravel(), np.tile(place, 2))), (n, len(links))
+    )
+    weight, rho = cvxpy.Variable(len(links)), cvxpy.Variable()
+    off_mean = np.eye(n) - 1 / n - incidence @ cvxpy.diag(weight) @ incidence.T
+    problem = cvxpy.Problem(
+        cvxpy.Minimize(rho), [rho * np.eye(n) - off_mean >> 0, rho * np.eye(n) + off_mean >> 0]
+    )
+    with warnings.catch_warnings():  # near rho = 0 the solver doubts the last digits
+        warnings.simplefilter("ignore")
+        problem.solve(solver="CLARABEL")
+    if weight.value is None:
+        raise InputError(f"fastest: the solver ended {problem.status}; allowed: best_constant instead")
+    found = np.where(np.abs(weight.value) < 1e-7, 0.0, weight.value)
+    used = csr_array((np.tile(found, 2), (np.concatenate(ends.T), np.concatenate(ends.T[::-1]))), (n, n))
+    used.eliminate_zeros()
+    return _with_self_weights(used)
 
 
 def _complete_or_regular_directed(graph: nx.Graph) -> bool:

@@ -81,7 +81,7 @@ def dec_dpo_gaussian(
     batch_size: int | None,
     local_steps: int = 1,
 ) -> DecDPOLaw:
-    """The same by Gaussian closure: gradients, Hessians and noise are means over the scatter itself (5.20).
+    """The same by Gaussian closure: gradients, Hessians and noise are means over the scatter itself (5.21).
 
     Good to larger steps, at the price of an eigendecomposition per iteration. `bias` and `fixed_point` are those of the
     mean models, which the noise shifts along the loss's third derivative.

@@ -25,7 +25,7 @@ Covariance = Float[np.ndarray, "dim dim"]
 class FedDPOLaw:
     """The server's model in the long run: around `fixed_point` = theta* + `bias` with `covariance`.
 
-    Losses in nats above f(theta*): `bias_loss` of the fixed point, `excess_loss` in expectation (5.7).
+    Losses in nats above f(theta*): `bias_loss` of the fixed point, `excess_loss` in expectation (5.10).
     """
 
     fixed_point: Vector
@@ -72,7 +72,7 @@ def fed_dpo_gaussian(
     participation: int | None,
     batch_size: int | None,
 ) -> FedDPOLaw:
-    """The same by Gaussian closure: gradients, Hessians and noise are means over the scatter itself (5.20).
+    """The same by Gaussian closure: gradients, Hessians and noise are means over the scatter itself (5.21).
 
     So `fixed_point` is the mean that the noise shifts along the loss's third derivative. Good to larger steps.
     """

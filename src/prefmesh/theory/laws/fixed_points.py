@@ -72,7 +72,7 @@ def settle(
     mixing: Sequence[csr_array],
     lr: float,
     local_steps: int,
-    spread: Sequence[Spread] | None = None,
+    spread: Sequence[Spread] | np.ndarray | None = None,
     start: Rows | None = None,
 ) -> tuple[Rows, list[LocalSteps]]:
     """DecDPO's fixed point before the first matrix of the period, and the local steps of every round from there.
@@ -139,7 +139,7 @@ def _radius(mixing: Sequence[csr_array], jacobians: Sequence[Matrices]) -> float
     if size <= DENSE:
         return float(np.abs(np.linalg.eigvals(product(np.eye(size)))).max())
     operator = LinearOperator((size, size), matvec=lambda x: product(x[:, None])[:, 0], dtype=np.float64)
-    found = eigs(operator, k=1, which="LM", v0=np.ones(size), return_eigenvectors=False, tol=1e-9)
+    found = eigs(operator, k=1, which="LM", v0=np.ones(size), ncv=40, return_eigenvectors=False)
     return float(np.abs(found).max())
 
 
@@ -175,6 +175,8 @@ def _newton(
             break
         x, r, at = moved, r_moved, at_moved
         norm = np.linalg.norm(r)
+        if length == 1 and np.linalg.norm(step) <= 1e-10 * np.linalg.norm(x):
+            break  # the next step would be the square of this one
     if not norm <= max(1e-10 * first, 1e-13 * (np.linalg.norm(x) + scale)):
         raise ValueError(
             f"lr: Newton's method left a residual of {norm:.3g} (from {first:.3g}) and found no fixed point; "

@@ -71,8 +71,8 @@ def take(
     )
 
 
-def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Matrices:
-    """Covariance that minibatches add over E steps from a start that is fixed (docs/theory, eq. (5.8) with X_0 = 0).
+def fixed_noise(steps: LocalSteps, batch_size: float | int, hessian_noise: bool) -> Matrices:
+    """Covariance that minibatches add over E steps from a start that is fixed (docs/theory, eq. (5.7) with X_0 = 0).
 
     C_i / b in every step, carried through the later ones, and E[dH X dH] / b of what has gathered by then.
     """
@@ -85,8 +85,8 @@ def fixed_noise(steps: LocalSteps, batch_size: float, hessian_noise: bool) -> Ma
     return y
 
 
-def scattered_noise(steps: LocalSteps, batch_size: float, start: Matrices) -> Matrices:
-    """What the minibatches' Hessians add because the start scatters: linear in its covariances (docs/theory, eq. (5.8))."""
+def scattered_noise(steps: LocalSteps, batch_size: float | int, start: Matrices) -> Matrices:
+    """What the minibatches' Hessians add because the start scatters: linear in its covariances (docs/theory, eq. (5.7))."""
     x = carried = start
     for theta, d in zip(steps.points, steps.contraction, strict=True):
         source = steps.lr**2 * steps.problem.hessian_noise(theta, x)
@@ -95,7 +95,7 @@ def scattered_noise(steps: LocalSteps, batch_size: float, start: Matrices) -> Ma
     return x - carried
 
 
-def scatter_along(steps: LocalSteps, batch_size: float, start: Matrices) -> Spread:
+def scatter_along(steps: LocalSteps, batch_size: float | int, start: Matrices) -> Spread:
     """Covariances where each step starts, from those before the first one."""
     found = [start]
     for d, source in zip(steps.contraction[:-1], steps.noise[:-1], strict=True):

@@ -1,6 +1,6 @@
 """Linear stochastic recursions of stacked agents, solved for their stationary covariance.
 
-    P = A P A^T + (W x I) blockdiag(Q_i) (W x I)^T,    A = (W x I) blockdiag(K_i)          (docs/theory, eq. (5.10))
+    P = A P A^T + (W x I) blockdiag(Q_i) (W x I)^T,    A = (W x I) blockdiag(K_i)          (docs/theory, eq. (5.11))
 
 Noise enters at the agents and is then mixed, so what is asked for is linear in the blocks Q_i, and only the blocks P_ii
 and the covariance of the average model are ever needed. `Symmetric` does it by one eigendecomposition, `Periodic` for
@@ -37,7 +37,7 @@ class Symmetric:
 
     With R = blockdiag(K_i)^(1/2), R A R^-1 = R (W x I) R is symmetric: V diag(s) V^T. In the basis F = R^-1 V the equation
     is divided by 1 - s_k s_l, entry by entry. For E > 1 the K_i are symmetric only to O(lr^3); what is left is added by
-    iteration (5.12).
+    iteration (5.14).
     """
 
     def __init__(self, w: csr_array, jacobian: Matrices):
@@ -60,7 +60,7 @@ class Symmetric:
         w, k = mixing[0], jacobians[0]
         asymmetry = abs(w - w.T)
         symmetric = len(mixing) == 1 and (asymmetry.nnz == 0 or asymmetry.max() <= 1e-12)
-        return symmetric and bool(np.linalg.eigvalsh((k + k.swapaxes(1, 2)) / 2).min() > 1e-6)
+        return bool(symmetric and np.linalg.eigvalsh((k + k.swapaxes(1, 2)) / 2).min() > 1e-6)
 
     def solve(self, noise: PhaseBlocks) -> Covariances:
         """The stationary covariances under these Q_i."""

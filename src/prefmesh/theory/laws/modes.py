@@ -1,5 +1,6 @@
 """What decides beyond the gap: the consensus error mode by mode of the mixing matrix (docs/theory, section 5.5)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ class Modes:
     """The N - 1 modes along which agents can differ, by falling |eigenvalue| of W; u_k of unit length.
 
     `heterogeneity` is ||sum_i u_ki grad f_i(theta*)||^2 / N, which adds up to zeta^2 at the optimum; `noise` the trace of a
-    minibatch gradient's covariance along the mode; `bias` and `variance` what each adds to the consensus error (5.15).
+    minibatch gradient's covariance along the mode; `bias` and `variance` what each adds to the consensus error (5.17).
     Within an eigenvalue that repeats only sums have a meaning.
     """
 
@@ -36,7 +37,7 @@ class Modes:
 
 def disagreement_by_mode(
     problem: LogLinearProblem,
-    mixing_matrix: Matrix,
+    mixing_matrix: Matrix | Sequence[Matrix],
     lr: float,
     batch_size: int | None = None,
     local_steps: int = 1,
@@ -81,13 +82,15 @@ def disagreement_by_mode(
     )
 
 
-def _one_symmetric(mixing_matrix: Matrix, agents: int) -> Float[np.ndarray, "agents agents"]:
+def _one_symmetric(
+    mixing_matrix: Matrix | Sequence[Matrix], agents: int
+) -> Float[np.ndarray, "agents agents"]:
     found = period(mixing_matrix, agents)
     if len(found) > 1:
         raise ValueError(
             f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay"
         )
-    w = found[0].toarray()
+    w = next(iter(found)).toarray()
     asymmetry = float(np.abs(w - w.T).max())
     if asymmetry > 1e-12:
         raise ValueError(

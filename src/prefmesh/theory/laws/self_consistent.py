@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
-TOLERANCE = 1e-11
+TOLERANCE = 1e-9
 ITERATIONS = 300
 
 
@@ -43,7 +43,7 @@ def repeated(step: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndar
         size = np.abs(moved).max()
         change = np.abs(moved - x).max() / size if size else 0.0
         x = moved
-        if not change > 1e-9:
+        if change <= 1e-9:
             return x
     raise ValueError(
         f"lr: the Gaussian closure still changes by {change:.3g} after {ITERATIONS} repetitions; allowed: a smaller lr"

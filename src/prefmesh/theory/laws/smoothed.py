@@ -38,7 +38,7 @@ class Smoothed:
         return self._second_moments(first - second)
 
     def gradient_covariances(self, mean: Rows) -> Matrices:
-        """One pair's gradient around E_j of it, over pairs and scatter: E[g g^T] - E g E g^T - H P H (5.20)."""
+        """One pair's gradient around E_j of it, over pairs and scatter: E[g g^T] - E g E g^T - H P H (5.21)."""
         gradient, hessian = self.agent_gradients(mean), self.agent_hessians(mean)
         _, second = self._moments(mean)
         of_means = gradient[:, :, None] * gradient[:, None, :] + hessian @ self._spread @ hessian

@@ -247,12 +247,13 @@ def _order(effort: Effort, *, by_law: bool) -> Finding:
             y_label="simulated consensus error",
             series=[
                 Series(
-                    label=", ".join(names[i] for i in order),
-                    x=predicted[order].tolist(),
-                    y=seen[order].tolist(),
-                    error=error[order].tolist(),
+                    label=names[i],
+                    x=[float(predicted[i])],
+                    y=[float(seen[i])],
+                    error=[float(error[i])],
                     kind="points",
                 )
+                for i in order
             ],
             log_x=True,
             log_y=True,

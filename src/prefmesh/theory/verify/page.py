@@ -94,7 +94,7 @@ def _words(row: Row) -> dict[str, str]:
 def draw(title: str, plot: Plot) -> Figure:
     """Lines are predicted, markers measured; in the house's style, which the caller has entered."""
     labels = [series.label for series in plot.series]
-    figure, axes = style.new_figure(style.plain(title, 46), rows_below=style.rows_below(labels, []))
+    figure, axes = style.new_figure(style.plain(title, 40), rows_below=style.rows_below(labels, []))
     entries = []
     for i, series in enumerate(plot.series):
         look = style.line_style(i)
