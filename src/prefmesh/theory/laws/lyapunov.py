@@ -20,7 +20,7 @@ from prefmesh.theory.problem import Matrices
 PhaseBlocks = Float[np.ndarray, "phases agents dim dim"]
 Square = Float[np.ndarray, "unknowns unknowns"]
 
-REFINED = 1e-12
+REFINED = 1e-10
 """Relative change at which corrections end."""
 
 

@@ -85,10 +85,10 @@ def disagreement_by_mode(
 def _one_symmetric(
     mixing_matrix: Matrix | Sequence[Matrix], agents: int
 ) -> Float[np.ndarray, "agents agents"]:
-    found = period(mixing_matrix, agents)
-    if len(found) > 1:
+    first, *more = period(mixing_matrix, agents)
+    if more:
         raise ValueError(
-            f"mixing_matrix: found a period of {len(found)}; allowed: one matrix, whose modes stay"
+            f"mixing_matrix: found a period of {1 + len(more)}; allowed: one matrix, whose modes stay"
         )
     w = next(iter(found)).toarray()
     asymmetry = float(np.abs(w - w.T).max())
