@@ -1,20 +1,24 @@
 """DecDPO's stationary law against simulation: 10 graphs x 3 heterogeneities, 8 to 32 agents.
 
-Each setting is simulated by the training algorithm itself, `--replicas` times side by side, `--rounds` rounds after a
-burn-in; the standard error is that of means over batches of 1,000 rounds. Features are scaled so that the smoothness is 1.
+Each setting is simulated by the training algorithm itself, `REPLICAS` times side by side; the standard error is that of
+means over batches of 1,000 rounds. Features are scaled so that the smoothness is 1. Rows are written as they come, and
+the ratio is drawn against the step size at the end.
 
-    python benchmarks/stationary_law.py --step 0.01 0.05 --local-steps 1 4
-    python benchmarks/stationary_law.py --step 0.1 0.2 0.5 1 --local-steps 1 --rounds 5000
+    python benchmarks/stationary_law.py
+    python benchmarks/stationary_law.py --step 0.05 --local-steps 4 --rounds 2000
 """
 
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 
+from prefmesh.reports import style
+from prefmesh.reports.svg import figure_bytes
 from prefmesh.theory import LogLinearProblem, laws
 from prefmesh.theory.problem import NoOptimum
 from prefmesh.theory.simulate import Ensemble, Member, period
@@ -33,9 +37,15 @@ GRAPHS = {
     "erdos_renyi": 20,
 }
 HETEROGENEITIES = (0.0, 0.5, 2.0)
-DIM, PAIRS, BATCH, BATCH_ROUNDS = 3, 24, 2, 1000
+DIM, PAIRS, BATCH, BATCH_ROUNDS, REPLICAS = 3, 24, 2, 1000, 4
 CURVATURE = 0.15
 LAWS = "first_order", "hessian_noise", "gaussian"
+NAMES = "first order in the step", "with the minibatch's Hessian", "Gaussian closure"
+# Step, E, rounds, burn-in. Larger steps forget sooner, and are asked to less.
+SETTINGS = (
+    *((step, local_steps, 20_000, 4_000) for local_steps in (1, 4) for step in (0.01, 0.05)),
+    *((step, 1, 5_000, 500) for step in (0.1, 0.2, 0.5, 1.0)),
+)
 
 
 def problem(agents: int, heterogeneity: float, seed: int) -> LogLinearProblem:
@@ -124,27 +134,49 @@ def compared(step: float, local_steps: int, rounds: int, burn_in: int, replicas:
     }
 
 
+def drawn(found: list[dict[str, Any]], path: Path) -> None:
+    """Simulated / predicted against eta Lam, E = 1: the median over settings, and their range as bars."""
+    found = sorted((one for one in found if one["local_steps"] == 1), key=lambda one: one["step"])
+    steps = np.array([one["step"] for one in found])
+    with style.house_style():
+        figure, axes = style.new_figure("DecDPO's stationary consensus error", rows_below=3)
+        entries = []
+        for i, law in enumerate(LAWS):
+            ratios = np.array([[row[f"simulated_over_{law}"] for row in one["rows"]] for one in found])
+            middle = np.median(ratios, axis=1)
+            look = style.line_style(i)
+            handle, *_ = axes.errorbar(
+                steps * 1.03 ** (i - 1), middle, yerr=[middle - ratios.min(1), ratios.max(1) - middle], capsize=2, **look
+            )  # fmt: skip
+            entries.append((handle, NAMES[i]))
+        axes.set(xscale="log", xlabel="lr times smoothness", ylabel="simulated / predicted")
+        axes.set_xticks(steps, [f"{step:g}" for step in steps])
+        axes.minorticks_off()
+        style.add_legend(figure, entries)
+        path.write_bytes(figure_bytes(figure, "svg"))
+
+
 def main() -> None:
     """Compare, print, and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--step", nargs="+", type=float, default=[0.01, 0.05], help="lr times the smoothness")
-    parser.add_argument("--local-steps", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--step", type=float, help="lr times the smoothness: this setting alone, not stored")
+    parser.add_argument("--local-steps", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20_000)
     parser.add_argument("--burn-in", type=int, default=4_000)
-    parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--no-store", action="store_true", help="print, and write no result")
     arguments = parser.parse_args()
+    alone = [(arguments.step, arguments.local_steps, arguments.rounds, arguments.burn_in)]
     found = []
-    for local_steps in arguments.local_steps:
-        for step in arguments.step:
-            found.append(compared(step, local_steps, arguments.rounds, arguments.burn_in, arguments.replicas))
-            for row in found[-1]["rows"]:
-                print(json.dumps(row))
-            print(json.dumps({k: v for k, v in found[-1].items() if k != "rows"}), flush=True)
-    if not arguments.no_store:
-        machine.store("stationary_law", {"machine": machine.describe(), "settings": found})
+    for step, local_steps, rounds, burn_in in alone if arguments.step else SETTINGS:
+        found.append(compared(step, local_steps, rounds, burn_in, REPLICAS))
+        for row in found[-1]["rows"]:
+            print(json.dumps(row))
+        print(json.dumps({k: v for k, v in found[-1].items() if k != "rows"}), flush=True)
+        if not arguments.step:
+            machine.store("stationary_law", {"machine": machine.describe(), "settings": found})
+    if not arguments.step:
+        drawn(found, machine.RESULTS / "stationary_law.svg")
 
 
 if __name__ == "__main__":

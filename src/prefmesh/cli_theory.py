@@ -1,5 +1,6 @@
 """The commands of theory: what can be known before a run. Merged into `prefmesh` by `cli.py`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,10 @@ def verify(
         typer.Option("--only", metavar="WORDS", help="Claims whose name contains this; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all experiments.")] = 0,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="J", min=1, help="Experiments at once. Default: one per processor."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="For page, figures and JSON. Default: runs/verify-TIME"),
@@ -65,13 +70,14 @@ def verify(
 
     directory = out or new_run_directory("verify")
     refuse_taken(directory, otherwise="a new directory")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with terminal.progress() as listener:
         bar = listener("claims")
 
         def say(done: int, total: int, name: str) -> None:
             bar.progress.update(bar.task, total=total, completed=done, state=name)
 
-        found = check(Effort(quick=quick, seed=seed), only, say=say)
+        found = check(Effort(quick=quick, seed=seed), only, jobs=jobs or cpus, say=say)
     new_directory(directory, lambda made: write_json(made / "verify.json", found.to_json()))
     page = write_page(found, directory)
     if json:

@@ -36,7 +36,9 @@ def test_feddpo_covariance_with_participants_and_minibatches(local_steps, lr):
     problem, batch = tastes(10, 2, pairs=40), 2
     choices, replicas = (2, 5), 12
     members = [
-        Member(problem, "fed_dpo", {"participation": s}, seed=1000 + k) for s in choices for k in range(replicas)
+        Member(problem, "fed_dpo", {"participation": s}, seed=1000 + k)
+        for s in choices
+        for k in range(replicas)
     ]
     mean, covariance, _ = scatter(members, lr, local_steps, batch, problem.optimum(), 300, 16000)
     for i, s in enumerate(choices):

@@ -88,3 +88,12 @@ def test_claims_by_name(tmp_path) -> None:
 
 def test_quick_is_less_work() -> None:
     assert (verifying.Effort(quick=True).pick(1, 5), verifying.Effort().pick(1, 5)) == (1, 5)
+
+
+def test_side_by_side_finds_the_same() -> None:
+    words = ["consensus optimum", "Lam bounds", "Seats"]
+    alone, together = (verify(Effort(quick=True, seed=1), words, jobs=jobs) for jobs in (1, 2))
+    assert [row.claim.name for row in alone.rows] == [row.claim.name for row in together.rows]
+    for one, other in zip(alone.rows, together.rows, strict=True):
+        assert one.finding is not None
+        assert one.finding == other.finding

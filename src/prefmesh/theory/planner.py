@@ -22,14 +22,16 @@ GRAPHS = ("ring", "torus", "hypercube", "star", "complete")
 """Those that a plan may propose, where the number of agents allows."""
 SEEDS = 8
 """Runs that a simulated loss is the mean of."""
-RUN_OFF_SEEDS = 128
+RUN_OFF_SEEDS = 256
 """The same for the few settings that are left in the end."""
 REFINED = 24
 """Settings that are simulated before the plan is chosen."""
 NEAR = 1.5
 """A simulation is given up where its clock has passed the quickest so far by this factor."""
-FINALISTS = 8
-"""Settings that are simulated with more seeds in the end."""
+FINALISTS, FORESEEN = 8, 4
+"""Settings that are simulated with more seeds in the end: the quickest simulated, and the first of the forecast."""
+SURE = 2.0
+"""Standard errors by which their loss has to be below the target: a setting that barely touches it would be no plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +179,17 @@ class Simulated:
 
 
 class Simulator:
-    """Seconds to the target, by the training algorithm and the clock. What was simulated is kept."""
+    """Seconds to the target, by the training algorithm and the clock. What was simulated is kept.
+
+    `sure`: by how many of its standard errors the mean loss over seeds has to be below the target.
+    """
 
     def __init__(
-        self, problem: LogLinearProblem, target: float, costs: Costs, *, seeds: int = SEEDS, seed: int = 0
-    ):
+        self, problem: LogLinearProblem, target: float, costs: Costs, *, seeds: int = SEEDS, seed: int = 0,
+        sure: float = 0.0,
+    ):  # fmt: skip
         self.problem, self.target, self.costs = problem, target, costs
-        self.seeds, self.seed = seeds, seed
+        self.seeds, self.seed, self.sure = seeds, seed, sure
         self.shards = np.array([len(shard) for shard in problem.delta_features])
         self._pooled = Pooled(problem)
         self.found: dict[Setting, Simulated] = {}
@@ -203,9 +209,11 @@ class Simulator:
             self._side_by_side(list(group), limit, most_rounds)
         return [self.found[setting] for setting in settings]
 
-    def with_other_seeds(self, seeds: int) -> "Simulator":
+    def with_other_seeds(self, seeds: int, sure: float) -> "Simulator":
         """A fresh one that shares no seed with this."""
-        return Simulator(self.problem, self.target, self.costs, seeds=seeds, seed=self.seed + self.seeds)
+        return Simulator(
+            self.problem, self.target, self.costs, seeds=seeds, seed=self.seed + self.seeds, sure=sure
+        )
 
     def _side_by_side(self, settings: list[Setting], limit: float, most_rounds: int) -> None:
         """Settings of one lr, E and batch, each with all seeds, in one stacked pass until the last has ended."""
@@ -224,7 +232,9 @@ class Simulator:
         open_ = dict(enumerate(settings))
         for r, theta in enumerate(ensemble.run()):
             losses = self._pooled.losses(theta.reshape(len(members), n, -1).mean(1))
-            for k, loss in enumerate(losses.reshape(len(settings), self.seeds).mean(1)):
+            losses = losses.reshape(len(settings), self.seeds)
+            sure = losses.mean(1) + self.sure * losses.std(1) / self.seeds**0.5
+            for k, loss in enumerate(sure):
                 if k in open_ and (loss <= self.target or r == len(ends[k]) - 1):
                     reached, now = bool(loss <= self.target), float(ends[k][r])
                     self.found[open_.pop(k)] = Simulated(
@@ -261,8 +271,8 @@ def refine(
     """Simulates the quickest foreseen settings, then the neighbours of the quickest simulated one until none is quicker.
 
     A setting is given up once its clock has passed the quickest so far by a half. Those that are left, and the first of the
-    forecast, run once more with many more seeds, all others: the least of many noisy figures is one that had luck. What came
-    out of that, quickest first.
+    forecast, run once more with many more seeds, all others, and have to be below the target for sure: the least of many noisy
+    figures is one that had luck. What came out of that, quickest first.
     """
     shortlist = [p.setting for p in priced[:REFINED]]
     foreseen = {p.setting: p.seconds for p in priced}
@@ -290,9 +300,14 @@ def refine(
             break
     last = sorted(found.values(), key=lambda outcome: outcome.seconds)
     say("the last few again")
-    again = simulator.with_other_seeds(RUN_OFF_SEEDS)
     finalists = [outcome.setting for outcome in last if outcome.rounds is not None][:FINALISTS]
-    return sorted(again.run([shortlist[0], *finalists], 3 * best), key=lambda outcome: outcome.seconds)
+    again: list[Simulated] = []
+    for sure in (SURE, 0.0):
+        run_off = simulator.with_other_seeds(RUN_OFF_SEEDS, sure)
+        again = run_off.run([*shortlist[:FORESEEN], *finalists], 3 * best)
+        if any(outcome.rounds is not None for outcome in again):
+            break
+    return sorted(dict.fromkeys(again), key=lambda outcome: outcome.seconds)
 
 
 def step_sizes(largest_curvature: float, coarsest: float = 1.5, count: int = 6) -> tuple[float, ...]:

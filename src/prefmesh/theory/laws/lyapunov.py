@@ -21,7 +21,7 @@ PhaseBlocks = Float[np.ndarray, "phases agents dim dim"]
 Square = Float[np.ndarray, "unknowns unknowns"]
 
 REFINED = 1e-10
-"""Relative change at which corrections end."""
+"""Relative size of what a further correction would change, at which they end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,16 @@ class Symmetric:
         """The stationary covariances under these Q_i."""
         source = self._congruent(noise[0])
         p = self._gain * source
+        before = size = np.abs(p).max()
         while self._odd is not None:
             turned = self._odd @ p
             correction = turned + turned.T + turned @ self._odd.T
             refined = self._gain * (source + correction)
             change = np.abs(refined - p).max()
             p = refined
-            if change <= REFINED * np.abs(p).max():
+            if change * (change / before) <= REFINED * size:  # they shrink geometrically
                 break
+            before = change
         agents, dim, size = self._f.shape
         half = (self._f.reshape(-1, size) @ p).reshape(agents, dim, size)
         mean = self._f.mean(0)

@@ -90,7 +90,7 @@ def _one_symmetric(
         raise ValueError(
             f"mixing_matrix: found a period of {1 + len(more)}; allowed: one matrix, whose modes stay"
         )
-    w = next(iter(found)).toarray()
+    w = first.toarray()
     asymmetry = float(np.abs(w - w.T).max())
     if asymmetry > 1e-12:
         raise ValueError(
