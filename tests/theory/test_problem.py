@@ -136,3 +136,23 @@ def test_shapes_of_theta() -> None:
         drawn().loss(np.zeros(2))
     with pytest.raises(ValueError, match=r"batch_size: found 0"):
         drawn().gradient_noise(np.zeros(3), 0)
+
+
+def test_price_by_chance_is_the_mean_price_where_nobody_disagrees() -> None:
+    """400 draws of one taste's answers, unequal shards; the law is of first order in 1/n."""
+    rng = np.random.default_rng(0)
+    sizes, taste = (150, 250, 450), np.array([0.8, -0.4, 0.2])
+    prices, chance = [], np.zeros(3)
+    for _ in range(400):
+        shards = []
+        for n in sizes:
+            x = rng.normal(size=(n, 3))
+            wrong = x @ taste + rng.logistic(size=n) < 0
+            shards.append(np.where(wrong[:, None], -x, x))
+        problem = LogLinearProblem(shards, 1.0)
+        prices.append(problem.price_of_consensus())
+        chance = problem.price_by_chance()
+    ratio = np.mean(prices, 0) / chance  # standard error 0.04 each
+    np.testing.assert_allclose(ratio, 1, atol=0.13)
+    assert ratio.mean() == pytest.approx(1, abs=0.08)
+    assert chance == pytest.approx(1.5 * (1 / 3 / np.array(sizes) + sum(1 / n for n in sizes) / 9))

@@ -72,12 +72,12 @@ class LogLinearPolicy:
                     "policy.model: log_linear reads plain text, found conversations; use a causal LM"
                 )
 
-        def phi(texts: list[str]) -> Tensor:
-            return torch.as_tensor(self.features(texts), dtype=self.dtype, device=self.device)
-
-        return FeaturePairs(
-            phi([str(pair.chosen) for pair in pairs]), phi([str(pair.rejected) for pair in pairs])
-        )
+        chosen, rejected = (str(pair.chosen) for pair in pairs), (str(pair.rejected) for pair in pairs)
+        texts = [*chosen, *rejected]
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # in crowds' answers texts recur
+        phi = torch.as_tensor(self.features(list(number)), dtype=self.dtype, device=self.device)
+        rows = torch.tensor([number[text] for text in texts], dtype=torch.int64, device=self.device)
+        return FeaturePairs(*phi[rows].view(2, len(pairs), -1))
 
     def log_probs(self, params: Params, data: FeaturePairs, rows: Rows) -> ChosenRejected:
         """phi^T theta, agent by agent."""

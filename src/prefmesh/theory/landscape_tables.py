@@ -125,9 +125,17 @@ def prices_table(landscape: Landscape, prices: np.ndarray) -> Table:
     table = Table(title=f"price of consensus{more}: mean {prices.mean():.4f} nats per pair")
     table.add_column("agent")
     table.add_column("nats per pair", justify="right")
+    table.add_column("by chance", justify="right")
+    chance = by_chance(landscape)
     for i in order[:MOST_ROWS]:
-        table.add_row(escape(landscape.names[i]), f"{prices[i]:.4f}")
+        table.add_row(escape(landscape.names[i]), f"{prices[i]:.4f}", f"{chance[i]:.4f}")
     return table
+
+
+def by_chance(landscape: Landscape) -> np.ndarray:
+    """What the prices would be if nobody disagreed: a policy of one's own also fits the accidents of one's pairs."""
+    assert landscape.exact is not None
+    return landscape.exact.price_by_chance()
 
 
 def remarks(landscape: Landscape) -> list[str]:
@@ -158,6 +166,12 @@ def remarks(landscape: Landscape) -> list[str]:
                 if landscape.exact is None
                 else ""
             )
+        )
+    else:
+        chance = by_chance(landscape)
+        found.append(
+            f"Of the price of consensus, {chance.mean():.4f} of {landscape.prices.mean():.4f} nats would be there if nobody "
+            "disagreed, since a policy of one's own also fits the accidents of its pairs (docs/theory, eq. (1.12))."
         )
     if landscape.slices.plane is None:
         found.append("No loss slices: all agents' models are the same.")
@@ -195,6 +209,7 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
                 "p_value": groups.p_value,
             },
             "price_of_consensus": None if landscape.prices is None else landscape.prices.tolist(),
+            "price_by_chance": None if landscape.prices is None else by_chance(landscape).tolist(),
             "remarks": remarks(landscape),
         }
     )

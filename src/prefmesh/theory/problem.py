@@ -151,6 +151,16 @@ class LogLinearProblem:
         """f_i(theta*) - f_i(theta_i*) >= 0, in nats: what agent i loses by sharing one policy (docs/theory, eq. (1.11))."""
         return self.agent_losses(self.optimum()) - self.agent_losses(self.agent_optima())
 
+    def price_by_chance(self) -> Float[np.ndarray, " agents"]:
+        """What `price_of_consensus` would be on average if all agents' pairs came of one taste (docs/theory, eq. (1.12)).
+
+        An agent's own optimum also fits the accidents of its own pairs; the fewer there are, the more. Nats.
+        """
+        each = np.array([len(shard) for shard in self.delta_features])
+        n = len(each)
+        directions = int(np.linalg.matrix_rank(np.concatenate(self.delta_features)))
+        return directions / 2 * ((1 - 2 / n) / each + (1 / each).sum() / n**2)
+
     # ---- constants (docs/theory, section 2)
 
     def smoothness(self) -> float:
