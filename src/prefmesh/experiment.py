@@ -184,6 +184,8 @@ def _encoded(
             say(
                 f"{data.same_after_cut} of {len(data)} pairs have equal completions after cutting to policy.max_length: they teach nothing"
             )
+        if not getattr(policy, "packs", True):
+            say("this model attends by code of its own: pairs are padded, and every prompt is read twice")
         say("reference log-probabilities")
         reference = reference_log_probs(policy, data, lambda p, d: log_probs(p, None, d, np.arange(len(d))))
         if not bool(torch.isfinite(reference).all()):

@@ -62,7 +62,8 @@ def plain_loop(
         # GPT-2's key biases have gradients that are zero but for rounding: in float32 AdamW would make steps of them.
         ("full/gpt2", "float64", ADAMW, {"name": "dec_dpo", "graph": "ring"}, RING_OF_3, 1e-9),
         ("full/gpt2", "float64", SGD, {"name": "dec_dpo", "graph": "path"}, PATH_OF_3, 1e-9),
-        ("full/llama", "float64", SGD, {"name": "fed_dpo"}, None, 1e-9),
+        # Llama's norm computes in float32 whatever the rest does, and both completions pass it together where they share a prompt.
+        ("full/llama", "float64", SGD, {"name": "fed_dpo"}, None, 1e-7),
     ],
 )
 def test_engine_is_the_plain_loop(kind, dtype, optimizer, method, mixing, tolerance) -> None:
@@ -77,8 +78,15 @@ def test_engine_is_the_plain_loop(kind, dtype, optimizer, method, mixing, tolera
     assert problems.apart({name: t[:1] for name, t in plain.items()}, start) > 5 * tolerance
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "tolerance"),
+    [
+        ("gpt2", "float32", 1e-6),
+        ("gpt2", "float64", 1e-12),
+        ("llama", "float32", 1e-6),
+        ("llama", "float64", 1e-7),
+    ],
+)
 def test_one_lora_step_is_pefts(family, dtype, tolerance) -> None:
     """Gradient and AdamW step from factors that are both non-zero."""
     from prefmesh.algorithms.gradients import loss_and_gradient

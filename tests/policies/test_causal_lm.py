@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefmesh.policies.base import EncodedPairs, Params, Policy, passes
 from prefmesh.policies.causal_lm import CausalLMPolicy
+from prefmesh.policies.packing import Tree
 from prefmesh.preferences.pairs import Pair
 from prefmesh.randomness import torch_seeded
 from tests import models, problems
@@ -16,12 +17,21 @@ from tests.equivalence import naive
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 MORE_FAMILIES = {
+    "qwen3": SMALL | {"num_key_value_heads": 2, "head_dim": 8},
+    "phi3": SMALL,
+    "smollm3": SMALL | {"num_key_value_heads": 2},
     "gemma": SMALL | {"num_key_value_heads": 2, "head_dim": 8},
     # A window shorter than the texts: what is out of it must be out of it here too.
     "mistral": SMALL | {"num_key_value_heads": 2, "sliding_window": 6},
+    "gemma3_text": SMALL
+    | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "num_hidden_layers": 7},
     "phi": SMALL,
     "gpt_neox": SMALL,
+    # These attend by code of their own, so their pairs stand in padded rows.
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
+PADDED = ("bloom", "falcon")
 
 
 def model(family: str) -> torch.nn.Module:
@@ -39,6 +49,7 @@ def model(family: str) -> torch.nn.Module:
 def test_log_probabilities_are_those_of_one_sequence_at_a_time(family) -> None:
     """Unequal lengths, padding, several agents and pairs in one pass; the prompt's last token predicts the first."""
     policy = CausalLMPolicy(model(family), models.tokenizer(), train="lora", lora_settings=problems.LORA)  # type: ignore[arg-type]
+    assert policy.packs == (family not in PADDED)
     data = policy.encode(models.pairs(6))
     assert len(set(map(len, data.prompt))) > 1
     chosen, rejected = policy.reference_log_probs(data, np.array([[0, 1, 2], [3, 4, 5]]))
@@ -146,7 +157,7 @@ class TestSamples:
         ids = models.tokenizer()(prompt)["input_ids"]
         tokens = [[t] for t in range(len(models.tokenizer()))]
         with torch.no_grad():
-            return policy.score(row, [ids] * len(tokens), tokens).double().numpy()
+            return policy.score(row, [Tree(ids, tuple(tokens))]).double().numpy()
 
     def moved(self, policy: CausalLMPolicy) -> Params:
         torch.manual_seed(0)

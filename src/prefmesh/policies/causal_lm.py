@@ -6,7 +6,6 @@ The frozen model exists once and is the reference, for the whole run. Stacked pa
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.func import functional_call
 
 from prefmesh.policies import kernels, lora
 from prefmesh.policies.base import ChosenRejected, Params, Rows, Samples
+from prefmesh.policies.packing import Packed, Reader, Tree, like_lengths
 from prefmesh.preferences.encoding import TokenIds, TokenPairs, encode_pairs, end_id, prompt_ids
 from prefmesh.preferences.pairs import Pair, Text
 from prefmesh.randomness import torch_seeded
@@ -57,6 +57,8 @@ class CausalLMPolicy:
         self.targets = lora.inject(model, self.lora_settings) if train == "lora" else []
         self._runner = _Runner(model)
         self._head_is_plain = _head_is_plain(model)
+        self._reader = Reader(model)
+        self.packs = self._reads_packed()
 
     # ---- parameters
 
@@ -103,12 +105,8 @@ class CausalLMPolicy:
 
     def log_probs(self, params: Params, data: TokenPairs, rows: Rows) -> ChosenRejected:
         """log pi(y|x) in nats, summed over completion tokens, under each agent's own parameters."""
-        agents, pairs = rows.shape
-        flat = rows.reshape(-1).tolist()
-        # Agent by agent, its chosen and rejected side by side: rows of one agent are neighbours in the pass.
-        prompts = [data.prompt[i] for i in flat for _ in range(2)]
-        completions = list(chain.from_iterable((data.chosen[i], data.rejected[i]) for i in flat))
-        scores = self.score(params, prompts, completions).view(agents, pairs, 2)
+        trees = [Tree(data.prompt[i], (data.chosen[i], data.rejected[i])) for i in rows.reshape(-1).tolist()]
+        scores = self.score(params, trees).view(*rows.shape, 2)
         return scores[..., 0], scores[..., 1]
 
     @torch.no_grad()
@@ -116,38 +114,29 @@ class CausalLMPolicy:
         """The same under the frozen model."""
         return self.log_probs({}, data, rows)
 
-    def score(
-        self, params: Params, prompts: list[TokenIds], completions: list[TokenIds]
-    ) -> Float[Tensor, " sequences"]:
-        """log pi(completion | prompt) in nats; sequences come agent by agent, equally many each; {} is the reference."""
+    def score(self, params: Params, trees: list[Tree]) -> Float[Tensor, " completions"]:
+        """log pi(completion | prompt) in nats of all completions in turn.
+
+        Trees come agent by agent, equally many each; {} is the reference.
+        """
+        agents = _agents(params) if params else 1
         if self.train == "full" and params:
             return torch.cat(
                 [
-                    self._score(row, *part)
-                    for row, *part in zip(
-                        _unstack(params),
-                        _split(prompts, _agents(params)),
-                        _split(completions, _agents(params)),
-                        strict=True,
-                    )
+                    self._score(row, part, 1)
+                    for row, part in zip(_unstack(params), _split(trees, agents), strict=True)
                 ]
             )
-        return self._score(params, prompts, completions)
+        return self._score(params, trees, agents)
 
-    def _score(
-        self, params: Params, prompts: list[TokenIds], completions: list[TokenIds]
-    ) -> Float[Tensor, " sequences"]:
-        """`score` where `params` are stacked factors, one agent's full weights, or none: as few passes as pay.
-
-        Sequences of like length share a pass, so that little is padded; each pass has equally many of every agent.
-        """
-        agents = _agents(params) if self.train == "lora" and params else 1
-        lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
-        order = np.argsort(-lengths.reshape(agents, -1), axis=1, kind="stable")
-        order += np.arange(agents)[:, None] * order.shape[1]
-        parts = [order[:, part].reshape(-1) for part in _by_length(lengths[order], self.tokens_per_call)]
-        calls = [_Call.of([prompts[i] for i in part], [completions[i] for i in part]) for part in parts]
-        calls = [call.to(self.device) for call in calls]
+    def _score(self, params: Params, trees: list[Tree], agents: int) -> Float[Tensor, " completions"]:
+        """`score` where `params` are stacked factors, one agent's full weights, or none."""
+        if self.packs:
+            group_tokens = self.tokens_per_call
+            calls = [Packed.of(trees, agents, group_tokens=group_tokens, device=self.device)]
+            order = None
+        else:
+            calls, order = self._padded(trees, agents)
         if self._head_is_plain and (self.train == "lora" or not params):
             # One product with the head for all calls: it is large, and pays for itself best on many rows.
             states = torch.cat([self._states(params, call) for call in calls])
@@ -157,36 +146,79 @@ class CausalLMPolicy:
         else:
             token_log_probs = torch.cat([self._token_log_probs(params, call) for call in calls])
         # Placed in a padded table and summed: the same order of additions on every run and device.
-        order = np.concatenate(parts)
-        counts = np.array([len(completions[i]) for i in order])
-        sequence, column = np.repeat(order, counts), np.concatenate([np.arange(n) for n in counts])
+        counts = np.concatenate([call.counts for call in calls])
+        row = np.arange(len(counts)) if order is None else order
+        sequence, column = np.repeat(row, counts), np.concatenate([np.arange(n) for n in counts])
         table = token_log_probs.new_zeros(len(counts), int(counts.max()))
         index = (torch.as_tensor(sequence, device=self.device), torch.as_tensor(column, device=self.device))
         return table.index_put(index, token_log_probs).sum(1)
 
-    def _states(self, params: Params, call: "_Call") -> Float[Tensor, "positions width"]:
-        """The hidden states that predict a completion's token."""
-        output = self._run(
-            params, "base_model", input_ids=call.ids, attention_mask=call.mask, use_cache=False
-        )
-        return output.last_hidden_state.flatten(0, 1).index_select(0, call.positions)
+    def _padded(
+        self, trees: list[Tree], agents: int
+    ) -> tuple[list["_Call"], Int[np.ndarray, " completions"]]:
+        """For models that cannot read what is packed: every completion behind its prompt, as few calls as pay.
 
-    def _token_log_probs(self, params: Params, call: "_Call") -> Float[Tensor, " positions"]:
+        Sequences of like length share a call, so that little is padded; each call has equally many of every agent. Second:
+        the number of each of the calls' completions.
+        """
+        prompts = [tree.prompt for tree in trees for _ in tree.completions]
+        completions = [completion for tree in trees for completion in tree.completions]
+        lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
+        lengths = lengths.reshape(agents, -1)
+        order = np.argsort(-lengths, axis=1, kind="stable")
+        widest = np.take_along_axis(lengths, order, axis=1).max(axis=0)
+        order += np.arange(agents)[:, None] * order.shape[1]
+        parts = [
+            order[:, part].reshape(-1) for part in like_lengths(widest, -(-self.tokens_per_call // agents))
+        ]
+        calls = [_Call.of([prompts[i] for i in part], [completions[i] for i in part]) for part in parts]
+        return [call.to(self.device) for call in calls], np.concatenate(parts)
+
+    def _states(self, params: Params, call: "Packed | _Call") -> Float[Tensor, "positions width"]:
+        """The hidden states that predict a completion's token."""
+        output = self._read(params, "base_model", call)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, call.read)
+
+    def _token_log_probs(self, params: Params, call: "Packed | _Call") -> Float[Tensor, " positions"]:
         """log pi of completion tokens in nats, from the model's own logits; the head reads only what predicts them."""
         head: Any = self.model.get_output_embeddings()
 
         def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0].flatten(0, 1).index_select(0, call.positions).unsqueeze(0),)
+            return (args[0].flatten(0, 1).index_select(0, call.read).unsqueeze(0),)
 
         hook = head.register_forward_pre_hook(select)
         try:
-            output = self._run(
-                params, "forward", input_ids=call.ids, attention_mask=call.mask, use_cache=False
-            )
+            output = self._read(params, "forward", call)
         finally:
             hook.remove()
         logits = output.logits.squeeze(0)
         return -F.cross_entropy(logits.to(_summing(logits.dtype)), call.targets, reduction="none")
+
+    def _read(self, params: Params, method: str, call: "Packed | _Call") -> Any:
+        if isinstance(call, _Call):
+            return self._run(params, method, input_ids=call.ids, attention_mask=call.mask, use_cache=False)
+        with self._reader(call):
+            return self._run(params, method, input_ids=call.ids, position_ids=call.position, use_cache=False)
+
+    @torch.no_grad()
+    def _reads_packed(self) -> bool:
+        """Whether this model gives the same log-probabilities to pairs in one row, tried on two of them.
+
+        Not where tokens meet elsewhere than in attention (recurrences, convolutions), or attention is the model's own.
+        """
+        token = [
+            int(i)
+            for i in np.random.default_rng(0).integers(1, self.model.config.get_text_config().vocab_size, 16)
+        ]
+        trees = [Tree(token[:5], (token[5:9], token[9:12])), Tree(token[12:14], (token[3:8], token[14:]))]
+        found = []
+        for self.packs in (True, False):
+            try:
+                found.append(self._score({}, trees, 1))
+            except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError):
+                return False
+        rounding = 1e-4 if self.dtype.itemsize >= 4 else 2e-2
+        return bool(torch.allclose(*found, rtol=rounding))
 
     def _run(self, params: Params, method: str, **inputs: Any) -> Any:
         """Call the model's `method` with stacked factors, one agent's weights, or nothing in place."""
@@ -228,8 +260,9 @@ class CausalLMPolicy:
                 _until(seq, end_id(self.tokenizer)) for seq in written[:, padded.shape[1] :].tolist()
             ]
             texts += [str(self.tokenizer.decode(seq, skip_special_tokens=True)) for seq in completions]
-            log_probs.append(self._score_in_passes(row, ids, completions))
-            ref_log_probs.append(self._score_in_passes({}, ids, completions))
+            trees = [Tree(p, (c,)) for p, c in zip(ids, completions, strict=True)]
+            log_probs.append(self._score_in_passes(row, trees))
+            ref_log_probs.append(self._score_in_passes({}, trees))
         return Samples(
             texts=texts, log_probs=torch.stack(log_probs), ref_log_probs=torch.stack(ref_log_probs)
         )
@@ -247,11 +280,9 @@ class CausalLMPolicy:
         finally:
             self.model.generation_config = own
 
-    def _score_in_passes(self, row: Params, prompts: list[TokenIds], completions: list[TokenIds]) -> Tensor:
-        longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-        size = max(1, self.tokens_per_pass // longest)
-        starts = range(0, len(prompts), size)
-        return torch.cat([self.score(row, prompts[i : i + size], completions[i : i + size]) for i in starts])
+    def _score_in_passes(self, row: Params, trees: list[Tree]) -> Tensor:
+        size = max(1, self.tokens_per_pass // max(tree.tokens + 1 for tree in trees))
+        return torch.cat([self.score(row, trees[i : i + size]) for i in range(0, len(trees), size)])
 
 
 class _Runner(nn.Module):
@@ -277,12 +308,13 @@ def _head_is_plain(model: "PreTrainedModel") -> bool:
 
 
 class _Call(NamedTuple):
-    """What one call of the model reads: padded sequences, where (flat) a completion's token is predicted, and which."""
+    """Padded sequences, where (flat) a completion's token is predicted, which, and how many each completion has."""
 
     ids: Int[Tensor, "sequences tokens"]
     mask: Int[Tensor, "sequences tokens"]
-    positions: Int[Tensor, " positions"]
+    read: Int[Tensor, " positions"]
     targets: Int[Tensor, " positions"]
+    counts: Int[np.ndarray, " completions"]
 
     @classmethod
     def of(cls, prompts: list[TokenIds], completions: list[TokenIds]) -> "_Call":
@@ -293,11 +325,12 @@ class _Call(NamedTuple):
             for row, (p, c) in enumerate(zip(prompts, completions, strict=True))
         ]
         targets = torch.as_tensor(np.concatenate(completions))
-        return cls(ids, mask, torch.as_tensor(np.concatenate(where)), targets)
+        counts = np.array([len(c) for c in completions])
+        return cls(ids, mask, torch.as_tensor(np.concatenate(where)), targets, counts)
 
     def to(self, device: torch.device) -> "_Call":
         """On a device."""
-        return _Call(*(tensor.to(device) for tensor in self))
+        return _Call(*(tensor.to(device) for tensor in self[:-1]), self.counts)
 
 
 def _agents(params: Params) -> int:
@@ -312,7 +345,7 @@ def _unstack(params: Params) -> list[Params]:
     return [{name: tensors[i] for name, tensors in rows.items()} for i in range(_agents(params))]
 
 
-def _split(items: list[TokenIds], parts: int) -> list[list[TokenIds]]:
+def _split(items: list[Tree], parts: int) -> list[list[Tree]]:
     size = len(items) // parts
     return [items[i * size : (i + 1) * size] for i in range(parts)]
 
@@ -327,18 +360,6 @@ def _pad(sequences: list[np.ndarray], *, side: Literal["left", "right"]) -> tupl
         ids[row, where] = seq
         mask[row, where] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-def _by_length(lengths: Int[np.ndarray, "agents sequences"], tokens: int) -> list[slice]:
-    """Cut columns, each agent's lengths falling from left to right, into parts of at least so many tokens."""
-    widest = lengths.max(axis=0)
-    parts, start = [], 0
-    for end in range(1, lengths.shape[1] + 1):
-        full = (end - start) * lengths.shape[0] * widest[start] >= tokens
-        if full and end < lengths.shape[1]:
-            parts.append(slice(start, end))
-            start = end
-    return [*parts, slice(start, lengths.shape[1])]
 
 
 def _until(ids: TokenIds, end: int | None) -> TokenIds:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prefmesh.errors import InputError
+from prefmesh.policies import packing
 from prefmesh.policies.base import Params
 from prefmesh.randomness import torch_seeded
 from prefmesh.settings import Settings
@@ -53,19 +54,25 @@ class StackedLoRA(nn.Module):
         self.lora_B = nn.Buffer(weight.new_empty(0, out_features, settings.r), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """base(x) + scaling x A^T B^T; x of shape (agents * rows, ..., in)."""
+        """base(x) + scaling x A^T B^T; x of shape (agents * rows, ..., in), or a row in which agents have unequal parts."""
         y = self.base(x)
         agents = self.lora_A.shape[0]
         if agents == 0:
             return y
         # Factors may be kept in a higher precision than the frozen base: multiply in theirs.
-        rows = x.reshape(agents, -1, self.in_features).to(self.lora_A.dtype)
+        x = x.to(self.lora_A.dtype)
+        reading = packing.CURRENT.get()
+        uneven = reading.packed.agents if reading and agents > 1 else None
+        rows = uneven.pad(x.flatten(0, -2)) if uneven else x.reshape(agents, -1, self.in_features)
         low = torch.bmm(rows, self.lora_A.mT)
-        if y.dtype == low.dtype:
+        if y.dtype == low.dtype and not uneven:
             return torch.baddbmm(
                 y.view(agents, -1, self.out_features), low, self.lora_B.mT, alpha=self.scaling
             ).view_as(y)
-        return y + (self.scaling * torch.bmm(low, self.lora_B.mT)).view_as(y).to(y.dtype)
+        update = self.scaling * torch.bmm(low, self.lora_B.mT).flatten(0, 1)
+        if uneven:
+            update = update.index_select(0, uneven.back)
+        return y + update.view_as(y).to(y.dtype)
 
 
 def inject(model: nn.Module, settings: LoraSettings) -> list[str]:
