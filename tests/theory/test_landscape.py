@@ -170,6 +170,22 @@ def test_tables_in_the_terminal(here: Path) -> None:
     assert said.out.endswith("out\n")
 
 
+@pytest.mark.parametrize("graph", ["path", "exponential"])
+def test_modes_of_the_graph_that_the_config_names(here: Path, graph: str) -> None:
+    """A symmetric W has some; the exponential graph is directed."""
+    weights = "uniform" if graph == "exponential" else "metropolis"
+    method = {"name": "dec_dpo", "rounds": 3, "graph": graph, "weights": weights}
+    write_yaml(here / "town.yaml", {**TOWN, "method": method})
+    said = prefmesh("landscape", "town.yaml", "--rounds", "0", "--out", "out")
+    assert (said.code, said.err) == (0, "")
+    found = json.loads((here / "out" / "landscape.json").read_text())
+    assert ("modes of the graph" in said.out) == (found["graph_modes"] is not None) == (graph == "path")
+    if found["graph_modes"]:
+        modes = found["graph_modes"]
+        assert len(modes["eigenvalues"]) == len(found["agents"]) - 1
+        assert sum(modes["heterogeneity"]) == pytest.approx(found["constants"]["heterogeneity"])
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

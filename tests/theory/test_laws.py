@@ -244,6 +244,19 @@ class TestModes:
         np.testing.assert_allclose(laws_, errors, rtol=1e-6)
         assert laws_[1] > 20 * laws_[0]
 
+    def test_inner_products_of_gradients_are_enough_for_small_steps(self):
+        w, lr = build_mixing_matrix("tree", "metropolis", agents=7, seed=0).matrix, 1e-5
+        problem = tastes(7, 3)
+        best = problem.optimum()
+        gradients = problem.agent_gradients(best)
+        found = laws.modes_of_gradients(w, gradients @ gradients.T)
+        assert found.heterogeneity.sum() == pytest.approx(problem.heterogeneity(best))
+        exact = laws.dec_dpo_fixed_point(problem, w, lr)
+        error = np.square(exact - exact.mean(0)).sum(1).mean()
+        assert lr**2 * found.consensus_error.sum() == pytest.approx(error, rel=1e-2)
+        known = laws.disagreement_by_mode(problem, w, lr)
+        np.testing.assert_allclose(found.heterogeneity, known.heterogeneity, rtol=1e-8)
+
 
 class TestGap:
     def test_a_star_can_be_worse_than_a_path_of_a_smaller_gap(self):

@@ -165,9 +165,8 @@ PLANNED = {**TOWN, "optimizer": {"name": "sgd", "lr": 1.0, "batch_size": 4}}
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "prefmesh.theory.planner.RUN_OFF_SEEDS", 24
-    )  # a plan that is a little worse is soon made
+    # A plan that is a little worse is soon made.
+    monkeypatch.setattr("prefmesh.theory.planner.RUN_OFF", ((8, 16, 1.0), (4, 24, 1.0)))
     write_yaml(tmp_path / "town.yaml", PLANNED)
     return tmp_path
 

@@ -42,7 +42,7 @@ class Exponent:
 def fit(
     name: str,
     problems: str,
-    claimed: float,
+    claimed: float | int,
     against: Float[np.ndarray, " points"],
     measured: Float[np.ndarray, "seeds points"],
 ) -> Exponent:

@@ -6,11 +6,13 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from prefmesh.algorithms.methods.dec_dpo import DecDPOSettings
 from prefmesh.metrics import jsonable
 from prefmesh.theory.landscape import Landscape
 from prefmesh.theory.landscape_figures import groups_words, shown_words
+from prefmesh.theory.laws import ModeShares, modes_of_gradients
 
-MOST_ROWS = 30
+MOST_ROWS, MOST_MODES = 30, 8
 
 
 def tables(landscape: Landscape) -> list[Table]:
@@ -18,6 +20,8 @@ def tables(landscape: Landscape) -> list[Table]:
     found = [constants_table(landscape), region_table(landscape)]
     if len(landscape.names) > 1:
         found.append(groups_table(landscape))
+    if (modes := graph_modes(landscape)) is not None:
+        found.append(modes_table(modes))
     if landscape.prices is not None:
         found.append(prices_table(landscape, landscape.prices))
     return found
@@ -118,6 +122,39 @@ def _mean(values: np.ndarray) -> str:
     return f"{known.mean():.2f}" if len(known) else "-"
 
 
+def graph_modes(landscape: Landscape) -> ModeShares | None:
+    """Which modes of the config's W carry the agents' disagreement at the last point; none without a constant symmetric W."""
+    method = landscape.config.method
+    if not isinstance(method, DecDPOSettings):
+        return None
+    mixing = method.mixing_matrix(len(landscape.names), landscape.config.seed)
+    if not mixing.symmetric:
+        return None
+    return modes_of_gradients(mixing.matrix, landscape.points[-1].moments.unbiased)
+
+
+def modes_table(modes: ModeShares) -> Table:
+    """The modes with the largest parts of the consensus error."""
+    order = np.argsort(-modes.consensus_error, kind="stable")[:MOST_MODES]
+    more = (
+        f", the {MOST_MODES} largest of {len(modes.eigenvalues)}"
+        if len(modes.eigenvalues) > MOST_MODES
+        else ""
+    )
+    table = Table(title=f"modes of the graph{more}: what disagreement leaves apart, eq. (5.19)")
+    for header in ("eigenvalue of W", "of zeta²", "of the consensus error"):
+        table.add_column(header, justify="right")
+    for k in order:
+        table.add_row(
+            f"{modes.eigenvalues[k]:.4f}",
+            *(
+                f"{share[k] / share.sum():.1%}" if share.sum() > 0 else "-"  # an estimate may be negative
+                for share in (modes.heterogeneity, modes.consensus_error)
+            ),
+        )
+    return table
+
+
 def prices_table(landscape: Landscape, prices: np.ndarray) -> Table:
     """The agents who lose most by sharing one policy."""
     order = np.argsort(-prices, kind="stable")
@@ -208,11 +245,20 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
                 "silhouette": groups.silhouette,
                 "p_value": groups.p_value,
             },
+            "graph_modes": _modes(graph_modes(landscape)),
             "price_of_consensus": None if landscape.prices is None else landscape.prices.tolist(),
             "price_by_chance": None if landscape.prices is None else by_chance(landscape).tolist(),
             "remarks": remarks(landscape),
         }
     )
+
+
+def _modes(modes: ModeShares | None) -> dict[str, list[float]] | None:
+    if modes is None:
+        return None
+    return {
+        field: getattr(modes, field).tolist() for field in ("eigenvalues", "heterogeneity", "consensus_error")
+    }
 
 
 def _point(landscape: Landscape, k: int) -> dict[str, Any]:

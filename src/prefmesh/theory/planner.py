@@ -4,7 +4,7 @@ A forecast of rounds times the clock's seconds per round ranks all settings; on 
 simulated, by the training algorithm itself, and the quickest simulated one is the plan.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -22,16 +22,15 @@ GRAPHS = ("ring", "torus", "hypercube", "star", "complete")
 """Those that a plan may propose, where the number of agents allows."""
 SEEDS = 8
 """Runs that a simulated loss is the mean of."""
-RUN_OFF_SEEDS = 256
-"""The same for the few settings that are left in the end."""
 REFINED = 24
 """Settings that are simulated before the plan is chosen."""
 NEAR = 1.5
 """A simulation is given up where its clock has passed the quickest so far by this factor."""
-FINALISTS, FORESEEN = 8, 4
-"""Settings that are simulated with more seeds in the end: the quickest simulated, and the first of the forecast."""
-SURE = 2.0
-"""Standard errors by which their loss has to be below the target: a setting that barely touches it would be no plan."""
+RUN_OFF = ((20, 64, 1.0), (6, 256, 2.0))
+"""Rounds of the run-off: so many settings, with so many fresh seeds each, whose mean loss has to be below the target by so many of
+its standard errors: a setting that barely touches the target would be no plan."""
+FORESEEN = 4
+"""The first of the forecast, which the run-off looks at too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,13 +270,14 @@ def refine(
     """Simulates the quickest foreseen settings, then the neighbours of the quickest simulated one until none is quicker.
 
     A setting is given up once its clock has passed the quickest so far by a half. Those that are left, and the first of the
-    forecast, run once more with many more seeds, all others, and have to be below the target for sure: the least of many noisy
-    figures is one that had luck. What came out of that, quickest first.
+    forecast, run off (`RUN_OFF`), each time fewer with more seeds: the least of many noisy figures is one that had luck. What came
+    out of that, quickest first.
     """
     shortlist = [p.setting for p in priced[:REFINED]]
     foreseen = {p.setting: p.seconds for p in priced}
     found: dict[Setting, Simulated] = {}
     best, limit = np.inf, 3 * priced[0].seconds
+    again: list[Simulated] = []
 
     def simulate(settings: Sequence[Setting]) -> None:
         nonlocal best
@@ -298,16 +298,23 @@ def refine(
         simulate([other for other in around if foreseen.get(other, np.inf) < 2 * best])
         if best >= before:
             break
-    last = sorted(found.values(), key=lambda outcome: outcome.seconds)
-    say("the last few again")
-    finalists = [outcome.setting for outcome in last if outcome.rounds is not None][:FINALISTS]
-    again: list[Simulated] = []
-    for sure in (SURE, 0.0):
-        run_off = simulator.with_other_seeds(RUN_OFF_SEEDS, sure)
-        again = run_off.run([*shortlist[:FORESEEN], *finalists], 3 * best)
-        if any(outcome.rounds is not None for outcome in again):
-            break
-    return sorted(dict.fromkeys(again), key=lambda outcome: outcome.seconds)
+    last = [outcome.setting for outcome in _quickest(found.values())]
+    entered, judge = [*shortlist[:FORESEEN], *last], simulator
+    for number, (kept, seeds, sure) in enumerate(RUN_OFF, start=1):
+        say(f"run-off {number} of {len(RUN_OFF)}, {seeds} seeds")
+        entered, judge = list(dict.fromkeys(entered))[:kept], judge.with_other_seeds(seeds, sure)
+        again = judge.run(entered, 3 * best)
+        if not _quickest(again):  # nothing is sure: the mean has to do
+            judge = judge.with_other_seeds(seeds, 0.0)
+            again = judge.run(entered, 3 * best)
+        entered = [outcome.setting for outcome in _quickest(again)] or entered
+    return sorted(again, key=lambda outcome: outcome.seconds)
+
+
+def _quickest(outcomes: Iterable[Simulated]) -> list[Simulated]:
+    """Those that reached the target, quickest first."""
+    reached = [outcome for outcome in outcomes if outcome.rounds is not None]
+    return sorted(reached, key=lambda outcome: outcome.seconds)
 
 
 def step_sizes(largest_curvature: float, coarsest: float = 1.5, count: int = 6) -> tuple[float, ...]:

@@ -8,12 +8,13 @@ from prefmesh.theory.laws.dec_dpo import DecDPOLaw, dec_dpo_gaussian, dec_dpo_st
 from prefmesh.theory.laws.fed_dpo import FedDPOLaw, fed_dpo_gaussian, fed_dpo_stationary
 from prefmesh.theory.laws.fixed_points import dec_dpo_fixed_point, fed_dpo_fixed_point
 from prefmesh.theory.laws.gap import Misordered, misordered_by_gap, users_along
-from prefmesh.theory.laws.modes import Modes, disagreement_by_mode
+from prefmesh.theory.laws.modes import Modes, ModeShares, disagreement_by_mode, modes_of_gradients
 
 __all__ = [
     "DecDPOLaw",
     "FedDPOLaw",
     "Misordered",
+    "ModeShares",
     "Modes",
     "dec_dpo_fixed_point",
     "dec_dpo_gaussian",
@@ -23,5 +24,6 @@ __all__ = [
     "fed_dpo_gaussian",
     "fed_dpo_stationary",
     "misordered_by_gap",
+    "modes_of_gradients",
     "users_along",
 ]

@@ -82,6 +82,34 @@ def disagreement_by_mode(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModeShares:
+    """The N - 1 modes by falling |eigenvalue|: each one's part of zeta^2, and of the consensus error it causes (5.19)."""
+
+    eigenvalues: Modal
+    heterogeneity: Modal
+    consensus_error: Modal
+
+
+def modes_of_gradients(mixing_matrix: Matrix, inner: Float[np.ndarray, "agents agents"]) -> ModeShares:
+    """The same from the inner products <grad f_i, grad f_j> alone, so of any policy at any model (5.19).
+
+    `heterogeneity` adds up to zeta^2 (equal weights); of inner products that were estimated parts may be negative.
+    `consensus_error` is in units of (lr E)^2, curvature left out. Raises `ValueError` for a W that is not symmetric.
+    """
+    w = _one_symmetric(mixing_matrix, len(inner))
+    eigenvalues, vectors = np.linalg.eigh(w)
+    off_mean = np.delete(np.arange(len(w)), _mean_mode(eigenvalues, vectors))
+    order = off_mean[np.argsort(-np.abs(eigenvalues[off_mean]), kind="stable")]
+    lam, vectors = eigenvalues[order], vectors[:, order]
+    heterogeneity = np.einsum("ik,ij,jk->k", vectors, inner, vectors) / len(w)
+    return ModeShares(
+        eigenvalues=lam,
+        heterogeneity=heterogeneity,
+        consensus_error=np.square(lam / (1 - lam)) * heterogeneity,
+    )
+
+
 def _one_symmetric(
     mixing_matrix: Matrix | Sequence[Matrix], agents: int
 ) -> Float[np.ndarray, "agents agents"]:
