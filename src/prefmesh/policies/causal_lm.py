@@ -330,7 +330,8 @@ class _Call(NamedTuple):
 
     def to(self, device: torch.device) -> "_Call":
         """On a device."""
-        return _Call(*(tensor.to(device) for tensor in self[:-1]), self.counts)
+        ids, mask, read, targets = (tensor.to(device) for tensor in self[:-1])
+        return _Call(ids, mask, read, targets, self.counts)
 
 
 def _agents(params: Params) -> int:

@@ -43,10 +43,10 @@ class Tree(NamedTuple):
 class Places(NamedTuple):
     """From a row of tokens to padded rows and back.
 
-    `index` (rows, width): the place in the row of every padded place, 0 where nothing is; `back` (tokens,): the inverse.
+    `take` (rows, width): the place in the row of every padded place, 0 where nothing is; `back` (tokens,): the inverse.
     """
 
-    index: Int[Tensor, "rows width"]
+    take: Int[Tensor, "rows width"]
     back: Int[Tensor, " tokens"]
 
     @classmethod
@@ -60,11 +60,11 @@ class Places(NamedTuple):
 
     def pad(self, x: Tensor) -> Tensor:
         """(tokens, ...) to (rows, width, ...). The gradient at padding is taken to be zero."""
-        return _Take.apply(x, self.index.flatten(), self.back).unflatten(0, self.index.shape)
+        return _Take.apply(x, self.take.flatten(), self.back).unflatten(0, self.take.shape)
 
     def to(self, device: torch.device) -> "Places":
         """On a device."""
-        return Places(self.index.to(device), self.back.to(device))
+        return Places(self.take.to(device), self.back.to(device))
 
 
 class _Take(torch.autograd.Function):
@@ -138,15 +138,16 @@ class Packed:
                 read += [np.array([start + prompt - 1]), np.arange(place, place + kept)]
                 place += kept
         positions, branches = np.concatenate(position), np.concatenate(branch)
+        tokens_of = np.split(np.arange(len(positions)), starts[1:])
         groups, listed = [], []
         for part in like_lengths(lengths, group_tokens):
             here = lengths[part]
             places = Places.of(here, np.cumsum(here) - here)
-            listed.append(np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in part]))
-            kind = np.full(places.index.shape, -1)
+            listed.append(np.concatenate([tokens_of[i] for i in part]))
+            kind = np.full(places.take.shape, -1)
             kind.reshape(-1)[places.back.numpy()] = branches[listed[-1]]
             groups.append(
-                Group(places, torch.from_numpy(positions[listed[-1]])[places.index], torch.from_numpy(kind))
+                Group(places, torch.from_numpy(positions[listed[-1]])[places.take], torch.from_numpy(kind))
             )
         order = np.concatenate(listed)
         each = lengths.reshape(agents, -1).sum(1)
@@ -252,7 +253,7 @@ def attention(
         padded = [group.places.pad(x).transpose(1, 2) for x in qkv]
         mask = packed.mask(k, window, query.dtype if reading.eager else None)
         out, _ = attend(module, *padded, mask, **options)
-        found.append(_Take.apply(out.flatten(0, 1), group.places.back, group.places.index.flatten()))
+        found.append(_Take.apply(out.flatten(0, 1), group.places.back, group.places.take.flatten()))
     if packed.order is None:
         return found[0][None], None
     order, back = packed.order
