@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -63,6 +64,14 @@ def _status(key: str) -> int:
 
 
 def store(name: str, result: dict[str, Any]) -> None:
-    """Write `results/<name>.json`."""
+    """Write `results/<name>.json`; numbers that are not finite, which JSON does not know, as words."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(_plain(result), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -52,7 +52,8 @@ class Symmetric:
         self._f = inverse @ v.reshape(agents, dim, -1)
         self._gain = np.outer(self._s, self._s) / (1 - np.outer(self._s, self._s))
         odd = (jacobian - jacobian.swapaxes(1, 2)) / 2
-        self._odd = self._congruent(odd) if np.abs(odd).max() > 1e-15 else None
+        # A correction of O(lr^3): float32 rounds it by less than `REFINED`, at half the time.
+        self._odd = self._congruent(odd).astype(np.float32) if np.abs(odd).max() > 1e-15 else None
 
     @staticmethod
     def suits(mixing: Sequence[csr_array], jacobians: Sequence[Matrices]) -> bool:
@@ -68,7 +69,7 @@ class Symmetric:
         p = self._gain * source
         before = size = np.abs(p).max()
         while self._odd is not None:
-            turned = self._odd @ p
+            turned = self._odd @ p.astype(np.float32)
             correction = turned + turned.T + turned @ self._odd.T
             refined = self._gain * (source + correction)
             change = np.abs(refined - p).max()
