@@ -21,7 +21,7 @@ from prefmesh.reports import style
 from prefmesh.reports.svg import figure_bytes
 from prefmesh.theory import LogLinearProblem, laws
 from prefmesh.theory.problem import NoOptimum
-from prefmesh.theory.simulate import Ensemble, Member, period
+from prefmesh.theory.simulate import Ensemble, Member, period, stationary_consensus_errors
 from prefmesh.topology.build import build_mixing_matrix
 
 GRAPHS = {
@@ -78,15 +78,9 @@ def simulated(members: list[Member], step: float, local_steps: int, rounds: int,
     ensemble = Ensemble(
         members, step, rounds=burn_in + rounds, local_steps=local_steps, batch_size=BATCH, seed=1
     )
-    first = ensemble.agents[:-1]
-    size = np.diff(ensemble.agents)[:, None]
-    sums = np.zeros((len(members), rounds // BATCH_ROUNDS))
-    for r, theta in enumerate(ensemble.run(np.zeros(DIM))):
-        if r > burn_in:
-            square = np.add.reduceat(np.square(theta).sum(1), first)
-            mean = np.add.reduceat(theta, first, axis=0) / size
-            sums[:, (r - burn_in - 1) // BATCH_ROUNDS] += square / size[:, 0] - np.square(mean).sum(1)
-    return sums / BATCH_ROUNDS
+    return stationary_consensus_errors(
+        ensemble, burn_in=burn_in, batches=max(1, rounds // BATCH_ROUNDS), theta0=np.zeros(DIM)
+    )
 
 
 def compared(step: float, local_steps: int, rounds: int, burn_in: int, replicas: int) -> dict[str, Any]:

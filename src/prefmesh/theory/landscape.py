@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -97,6 +98,11 @@ class Landscape:
     def smoothness(self) -> float:
         """Lam as seen: the largest |eigenvalue| of the Hessian of f or of an f_i, over the region."""
         return max(ends.size for ends in self._ends())
+
+    @cached_property
+    def price_by_chance(self) -> Float[np.ndarray, " agents"] | None:
+        """What the prices would be if nobody disagreed: a policy of one's own also fits the accidents of its pairs."""
+        return None if self.prices is None or self.exact is None else self.exact.price_by_chance()
 
     @property
     def lowest_eigenvalue(self) -> float:

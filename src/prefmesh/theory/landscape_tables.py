@@ -22,8 +22,8 @@ def tables(landscape: Landscape) -> list[Table]:
         found.append(groups_table(landscape))
     if (modes := graph_modes(landscape)) is not None:
         found.append(modes_table(modes))
-    if landscape.prices is not None:
-        found.append(prices_table(landscape, landscape.prices))
+    if landscape.prices is not None and landscape.price_by_chance is not None:
+        found.append(prices_table(landscape, landscape.prices, landscape.price_by_chance))
     return found
 
 
@@ -155,7 +155,7 @@ def modes_table(modes: ModeShares) -> Table:
     return table
 
 
-def prices_table(landscape: Landscape, prices: np.ndarray) -> Table:
+def prices_table(landscape: Landscape, prices: np.ndarray, chance: np.ndarray) -> Table:
     """The agents who lose most by sharing one policy."""
     order = np.argsort(-prices, kind="stable")
     more = f" (the {MOST_ROWS} highest of {len(prices)})" if len(prices) > MOST_ROWS else ""
@@ -163,16 +163,9 @@ def prices_table(landscape: Landscape, prices: np.ndarray) -> Table:
     table.add_column("agent")
     table.add_column("nats per pair", justify="right")
     table.add_column("by chance", justify="right")
-    chance = by_chance(landscape)
     for i in order[:MOST_ROWS]:
         table.add_row(escape(landscape.names[i]), f"{prices[i]:.4f}", f"{chance[i]:.4f}")
     return table
-
-
-def by_chance(landscape: Landscape) -> np.ndarray:
-    """What the prices would be if nobody disagreed: a policy of one's own also fits the accidents of one's pairs."""
-    assert landscape.exact is not None
-    return landscape.exact.price_by_chance()
 
 
 def remarks(landscape: Landscape) -> list[str]:
@@ -204,10 +197,9 @@ def remarks(landscape: Landscape) -> list[str]:
                 else ""
             )
         )
-    else:
-        chance = by_chance(landscape)
+    elif landscape.price_by_chance is not None:
         found.append(
-            f"Of the price of consensus, {chance.mean():.4f} of {landscape.prices.mean():.4f} nats would be there if nobody "
+            f"Of the price of consensus, {landscape.price_by_chance.mean():.4f} of {landscape.prices.mean():.4f} nats would be there if nobody "
             "disagreed, since a policy of one's own also fits the accidents of its pairs (docs/theory, eq. (1.12))."
         )
     if landscape.slices.plane is None:
@@ -247,7 +239,9 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
             },
             "graph_modes": _modes(graph_modes(landscape)),
             "price_of_consensus": None if landscape.prices is None else landscape.prices.tolist(),
-            "price_by_chance": None if landscape.prices is None else by_chance(landscape).tolist(),
+            "price_by_chance": None
+            if landscape.price_by_chance is None
+            else landscape.price_by_chance.tolist(),
             "remarks": remarks(landscape),
         }
     )

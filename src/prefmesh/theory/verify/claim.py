@@ -65,6 +65,47 @@ class Finding:
         return bool(abs(self.measured - self.predicted) <= allowed)  # False for NaN
 
 
+def furthest_from_one(
+    predicted: Sequence[float],
+    seen: Sequence[float],
+    error: Sequence[float],
+    settings: Sequence[str],
+    *,
+    tolerance: float,
+    axes: tuple[str, str],
+    names: tuple[str, str],
+) -> Finding:
+    """Of several settings, the one whose ratio of seen to predicted is furthest from 1; all of them in the figure.
+
+    `axes`: what is predicted and what is seen; `names`: of the line and of the points.
+    """
+    ratios = np.array(seen) / predicted
+    worst = int(np.abs(ratios - 1).argmax())
+    line = sorted(predicted)
+    points = Series(
+        label=names[1],
+        x=list(predicted),
+        y=list(seen),
+        error=list(error) if any(error) else None,
+        kind="points",
+    )
+    return Finding(
+        kind="equal",
+        predicted=predicted[worst],
+        measured=seen[worst],
+        error=error[worst],
+        tolerance=tolerance,
+        note=f"{len(settings)} settings, ratios {ratios.min():.3f} to {ratios.max():.3f}. Furthest off: {settings[worst]}.",
+        plot=Plot(
+            x_label=axes[0],
+            y_label=axes[1],
+            series=[Series(label=names[0], x=line, y=line), points],
+            log_x=True,
+            log_y=True,
+        ),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much work an experiment may be: `quick` is for a minute in all. Everything derives from the seed."""

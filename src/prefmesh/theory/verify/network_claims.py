@@ -10,7 +10,7 @@ from prefmesh.algorithms.methods.fed_dpo import FedDPO, FedDPOSettings
 from prefmesh.randomness import generator
 from prefmesh.theory import clock, laws, placement, simulate
 from prefmesh.theory.problem import LogLinearProblem
-from prefmesh.theory.verify.claim import Effort, Finding, Plot, Series, claim
+from prefmesh.theory.verify.claim import Effort, Finding, Plot, Series, claim, furthest_from_one
 from prefmesh.theory.verify.law_claims import users
 from prefmesh.topology.build import build_mixing_matrix
 
@@ -26,7 +26,7 @@ GRAPHS = ("path", "tree", "barbell", "grid")
     where="docs/theory, section 6.1",
 )
 def fastest_weights(effort: Effort) -> Finding:
-    """Simulated e under the fastest weights over e under Metropolis, the mean over problems; the graph where it is largest."""
+    """Exact e under the fastest weights over e under Metropolis, the mean over problems; the graph where it is largest."""
     problems = [users(AGENTS, 0.5, effort.seed + k) for k in range(effort.pick(6, 20))]
     ratios = {}
     for graph in GRAPHS:
@@ -67,7 +67,7 @@ def fastest_weights(effort: Effort) -> Finding:
     where="docs/theory, section 6.3",
 )
 def seats(effort: Effort) -> Finding:
-    """Simulated e of the chosen seats over the mean of random seats; the graph where it is largest."""
+    """Exact e of the chosen seats over the mean of random seats; the graph where it is largest."""
     problem, draws = users(AGENTS, 1.0, effort.seed), effort.pick(10, 40)
     star = problem.optimum()
     gradients = problem.agent_gradients(star)
@@ -112,7 +112,7 @@ def seats(effort: Effort) -> Finding:
 
 
 def _settled(problem: LogLinearProblem, w: simulate.Matrix) -> float:
-    """The consensus error at which full batches come to rest (exact: the simulation's own fixed point, section 5.1)."""
+    """The consensus error at which full batches come to rest (exact, section 5.1, and no simulation)."""
     return simulate.consensus_error(laws.dec_dpo_fixed_point(problem, w, LR))
 
 
@@ -140,14 +140,14 @@ def federated_seconds(effort: Effort) -> Finding:
             error.append(float(lengths.std(ddof=1) / np.sqrt(rounds)))
             predicted.append(clock.federated_seconds(method, devices, links, size))
             labels.append(f"S = {s}, {distribution}")
-    return _worst(
+    return furthest_from_one(
         predicted,
         seen,
         error,
         labels,
         tolerance=0.03,
-        x="predicted seconds a round",
-        y="clock's seconds a round",
+        axes=("predicted seconds a round", "clock's seconds a round"),
+        names=("closed form", "event clock"),
     )
 
 
@@ -175,41 +175,11 @@ def gossip_seconds(effort: Effort) -> Finding:
         ends = clock.round_ends(method, devices, links, 1e6, effort.seed)
         seen.append(float(ends[-1] - ends[rounds // 2]) / (rounds - rounds // 2))
         predicted.append(clock.gossip_seconds(method, devices, links, 1e6)[0])
-    return _worst(
-        predicted, seen, [0.0] * len(graphs), list(graphs), tolerance=0.005, x="predicted seconds a round", y="clock's seconds a round"
+    return furthest_from_one(
+        predicted, seen, [0.0] * len(graphs), list(graphs), tolerance=0.005,
+        axes=("predicted seconds a round", "clock's seconds a round"), names=("closed form", "event clock"),
     )  # fmt: skip
 
 
 def _population(seed: int) -> Population:
     return Population(weights=np.full(AGENTS, 1 / AGENTS), seed=seed)
-
-
-def _worst(
-    predicted: list[float], seen: list[float], error: list[float], labels: list[str], *, tolerance: float, x: str, y: str
-) -> Finding:  # fmt: skip
-    ratios = np.array(seen) / predicted
-    worst = int(np.abs(ratios - 1).argmax())
-    return Finding(
-        kind="equal",
-        predicted=predicted[worst],
-        measured=seen[worst],
-        error=error[worst],
-        tolerance=tolerance,
-        note=f"{len(labels)} settings, ratios {ratios.min():.4f} to {ratios.max():.4f}. Furthest off: {labels[worst]}.",
-        plot=Plot(
-            x_label=x,
-            y_label=y,
-            series=[
-                Series(label="closed form", x=sorted(predicted), y=sorted(predicted)),
-                Series(
-                    label="event clock",
-                    x=predicted,
-                    y=seen,
-                    error=error if any(error) else None,
-                    kind="points",
-                ),
-            ],
-            log_x=True,
-            log_y=True,
-        ),
-    )
