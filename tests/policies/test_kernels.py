@@ -76,10 +76,11 @@ def test_names_and_values_of_parameters_stay():
 
 
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 50)])
-@pytest.mark.parametrize("block", [1, 2**26])
-def test_frozen_head_gives_cross_entropys_values_and_slopes(bias, block, monkeypatch):
-    """Against torch's own, in float64, whatever the block, with a different weight on each position."""
-    monkeypatch.setattr(kernels, "HEAD_BLOCK_BYTES", block)
+@pytest.mark.parametrize(("positions", "tokens"), [(1, 1), (3, 16), (7, 17), (4096, 4096)])
+def test_frozen_head_gives_cross_entropys_values_and_slopes(bias, positions, tokens, monkeypatch):
+    """Against torch's own, in float64, whatever the blocks, with a different weight on each position."""
+    monkeypatch.setattr(kernels, "HEAD_POSITIONS", positions)
+    monkeypatch.setattr(kernels, "HEAD_TOKENS", tokens)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 12, dtype=torch.float64), torch.randn(50, 12, dtype=torch.float64)
     targets, towards = torch.randint(50, (7,)), torch.randn(7, dtype=torch.float64)
@@ -105,3 +106,15 @@ def test_an_impossible_token_keeps_its_log_probability():
     hidden = torch.tensor([[300.0]])
     found = kernels.frozen_head_log_probs(hidden, torch.tensor([[1.0], [-1.0]]), None, torch.tensor([1]))
     assert found.item() == pytest.approx(-600)
+
+
+@pytest.mark.parametrize("likely", [0, 5])
+def test_blocks_of_the_vocabulary_that_weigh_nothing_change_nothing(likely, monkeypatch):
+    """One block holds all of the probability, before or after the others; exp(1000) is no float."""
+    monkeypatch.setattr(kernels, "HEAD_TOKENS", 2)
+    weight = torch.zeros(6, 1)
+    weight[likely] = 1
+    hidden = torch.tensor([[1000.0]], requires_grad=True)
+    found = kernels.frozen_head_log_probs(hidden, weight, None, torch.tensor([likely]))
+    assert found.item() == 0
+    assert torch.autograd.grad(found.sum(), hidden)[0].item() == 0

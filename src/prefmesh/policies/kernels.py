@@ -79,8 +79,10 @@ class _Linear(torch.autograd.Function):
         )
 
 
-HEAD_BLOCK_BYTES = 2**26
-"""Logits at a time."""
+HEAD_TOKENS = 4096
+"""Columns of logits at a time: few enough that they stay in a processor's cache while they are used."""
+HEAD_POSITIONS = 4096
+"""Rows of logits at a time."""
 
 
 def frozen_head_log_probs(
@@ -91,8 +93,9 @@ def frozen_head_log_probs(
 ) -> Float[Tensor, " positions"]:
     """log softmax(W h + b)[target] in nats (at least in float32), differentiable in `hidden` alone.
 
-    Logits exist for a block of positions at a time and none are kept: what the backward pass needs is a vector of
-    `width` numbers a position, d log p(target) / d h = W[target] - sum_v p(v) W[v], and that is taken on the way.
+    Logits exist for a block of positions and of the vocabulary at a time, and none are kept: what the backward pass needs is a
+    vector of `width` numbers a position, d log p(target) / d h = W[target] - sum_v p(v) W[v], and that is taken on the way, the
+    sums over the vocabulary being rescaled when the blocks are joined (as in Milakov and Gimelshein 2018).
     """
     return _HeadLogProbs.apply(hidden, weight, bias, targets)  # type: ignore[no-any-return]
 
@@ -103,13 +106,13 @@ class _HeadLogProbs(torch.autograd.Function):
         precise = torch.promote_types(hidden.dtype, torch.float32)
         log_probs = hidden.new_empty(len(hidden), dtype=precise)
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = max(1, HEAD_BLOCK_BYTES // (weight.shape[0] * precise.itemsize))
-        for start in range(0, len(hidden), size):
-            here = slice(start, start + size)
-            every = linear(hidden[here], weight, bias).log_softmax(1, dtype=precise)
-            log_probs[here] = every.gather(1, targets[here, None])[:, 0]
+        for start in range(0, len(hidden), HEAD_POSITIONS):
+            here = slice(start, start + HEAD_POSITIONS)
+            log_probs[here], mean = _over_vocabulary(
+                hidden[here], weight, bias, targets[here], precise, slope is not None
+            )
             if slope is not None:
-                slope[here] = _slope(every.exp_(), weight, targets[here])
+                slope[here] = weight[targets[here]] - mean
         ctx.save_for_backward(hidden, weight, bias, targets, slope)
         return log_probs
 
@@ -121,13 +124,47 @@ class _HeadLogProbs(torch.autograd.Function):
         if torch.is_grad_enabled():
             # This gradient will be differentiated itself: take it where autograd sees how it depends on `hidden`.
             probs = linear(hidden, weight, bias).softmax(1, dtype=gradients[0].dtype)
-            slope = _slope(probs, weight, targets)
+            slope = weight[targets] - linear(probs.to(weight.dtype), weight.t(), None)
         return (slope * gradients[0][:, None]).to(hidden.dtype), None, None, None
 
 
-def _slope(probs: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """W[target] - sum_v p(v) W[v]."""
-    return weight[targets] - linear(probs.to(weight.dtype), weight.t(), None)
+def _over_vocabulary(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    precise: torch.dtype,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """log p(target) (positions,) and, if asked for, sum_v p(v) W[v] (positions, width), in one pass over the vocabulary."""
+    top = sums = target = mean = None
+    for start in range(0, len(weight), HEAD_TOKENS):
+        block = weight[start : start + HEAD_TOKENS]
+        logits = linear(hidden, block, None if bias is None else bias[start : start + HEAD_TOKENS]).to(
+            precise
+        )
+        column = (targets - start).clamp(0, len(block) - 1)
+        own = logits.gather(1, column[:, None])[:, 0]
+        highest = logits.amax(1)
+        weights = logits.sub_(highest[:, None]).exp_()
+        total = weights.sum(1)
+        part = linear(weights.to(weight.dtype), block.t(), None).to(precise) if with_mean else None
+        if top is None:
+            top, sums, target, mean = highest, total, own, part
+            continue
+        assert sums is not None and target is not None
+        target = torch.where(column == targets - start, own, target)
+        above = torch.maximum(top, highest)
+        before, after = (top - above).exp_(), (highest - above).exp_()
+        sums = sums * before + total * after
+        if part is not None:
+            assert mean is not None
+            mean = mean.mul_(before[:, None]).addcmul_(part, after[:, None])
+        top = above
+    assert top is not None and sums is not None and target is not None
+    if mean is not None:
+        mean /= sums[:, None]
+    return target - top - sums.log(), mean
 
 
 class OneDNNLinear(nn.Linear):
