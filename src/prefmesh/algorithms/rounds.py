@@ -55,7 +55,7 @@ class Learner:
                 moments = rows(state.optimizer, agents)
             else:
                 moments = optimizers.initial_state(self.optimizer, theta, len(agents))
-            batches, weights = self._batches(state, round_, agents, settings.local_steps)
+            batches, weights = self.batches(round_, agents, state.batches_drawn, settings.local_steps)
             _, moments, part = local_steps(self.problem, self.optimizer, lr, theta, moments, batches, weights)
             if self.optimizer.state == "keep":
                 put(state.optimizer, agents, moments)
@@ -70,13 +70,16 @@ class Learner:
         measures["consensus_error"] = consensus_error(state.theta)
         return state, measures
 
-    def _batches(
-        self, state: State, round_: int, agents: np.ndarray, steps: int
+    def batches(
+        self, round_: int, agents: np.ndarray, drawn: np.ndarray, steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and weights (agents, steps, shards each x batch): an agent's shards side by side, weighted by w_i."""
+        """Rows and weights (agents, steps, shards each x batch): an agent's shards side by side, weighted by w_i.
+
+        `drawn` (shards,): batches that were drawn from each shard before.
+        """
         shards = self.method.shards[agents]
         flat = shards.reshape(-1)
-        rows, within = self.sampler.draw(round_, flat, state.batches_drawn[flat], steps)
+        rows, within = self.sampler.draw(round_, flat, drawn[flat], steps)
         share = self.method.population.weights[shards]
         share = share / share.sum(axis=1, keepdims=True)
         weights = within.reshape(*shards.shape, *within.shape[1:]) * share[:, :, None, None]

@@ -36,14 +36,20 @@ def quicken(model: nn.Module) -> None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b with `weight` (out, in), by oneDNN where it serves these tensors."""
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+    if not serves(x.device, x.dtype) or weight.dtype != x.dtype:
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
-    return _product(x, weight, bias)
+    return product(x, weight, bias)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `product` is the faster one there."""
+    return ONEDNN and device.type == "cpu" and dtype == torch.float32
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b by oneDNN, without a derivative."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -57,7 +63,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # A frozen weight needs no inputs kept.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(  # type: ignore[override]
@@ -135,36 +141,25 @@ def _over_vocabulary(
     targets: Tensor,
     precise: torch.dtype,
     with_mean: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """log p(target) (positions,) and, if asked for, sum_v p(v) W[v] (positions, width), in one pass over the vocabulary."""
-    top = sums = target = mean = None
+) -> tuple[Tensor, Tensor]:
+    """log p(target) (positions,) and sum_v p(v) W[v] (positions, width; empty unless asked for), in one pass."""
+    top = hidden.new_full((len(hidden),), -torch.inf, dtype=precise)
+    sums, target = torch.zeros_like(top), torch.zeros_like(top)
+    mean = hidden.new_zeros((len(hidden), hidden.shape[1] if with_mean else 0), dtype=precise)
     for start in range(0, len(weight), HEAD_TOKENS):
         block = weight[start : start + HEAD_TOKENS]
         logits = linear(hidden, block, None if bias is None else bias[start : start + HEAD_TOKENS]).to(
             precise
         )
         column = (targets - start).clamp(0, len(block) - 1)
-        own = logits.gather(1, column[:, None])[:, 0]
-        highest = logits.amax(1)
-        weights = logits.sub_(highest[:, None]).exp_()
-        total = weights.sum(1)
-        part = linear(weights.to(weight.dtype), block.t(), None).to(precise) if with_mean else None
-        if top is None:
-            top, sums, target, mean = highest, total, own, part
-            continue
-        assert sums is not None and target is not None
-        target = torch.where(column == targets - start, own, target)
-        above = torch.maximum(top, highest)
-        before, after = (top - above).exp_(), (highest - above).exp_()
-        sums = sums * before + total * after
-        if part is not None:
-            assert mean is not None
-            mean = mean.mul_(before[:, None]).addcmul_(part, after[:, None])
+        target = torch.where(column == targets - start, logits.gather(1, column[:, None])[:, 0], target)
+        above = torch.maximum(top, logits.amax(1))
+        before, weights = (top - above).exp_(), logits.sub_(above[:, None]).exp_()
+        sums = sums * before + weights.sum(1)
+        if with_mean:
+            mean.mul_(before[:, None]).add_(linear(weights.to(weight.dtype), block.t(), None))
         top = above
-    assert top is not None and sums is not None and target is not None
-    if mean is not None:
-        mean /= sums[:, None]
-    return target - top - sums.log(), mean
+    return target - top - sums.log(), mean.div_(sums[:, None])
 
 
 class OneDNNLinear(nn.Linear):
