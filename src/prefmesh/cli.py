@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prefmesh.cli_bench import bench_commands
 from prefmesh.cli_options import (
     AsJson,
     Out,
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bench_commands)
 app.add_typer(theory_commands)
 
 

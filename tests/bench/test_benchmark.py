@@ -1,0 +1,85 @@
+"""`prefmesh bench`: its formula against torch's own counter, its rivals against our numbers, its refusals."""
+
+import numpy as np
+import pytest
+
+from prefmesh.bench import arithmetic
+from prefmesh.bench.benchmark import bench
+from prefmesh.bench.contest import Schedule
+from prefmesh.config import ExperimentConfig
+from prefmesh.errors import InputError
+from prefmesh.experiment import prepare
+
+SHORT = Schedule(turns=1, rounds=1)
+
+
+def config(**method: object) -> ExperimentConfig:
+    return ExperimentConfig.parse(
+        {
+            "preferences": {"source": "builtin:town", "agents": 3, "town": {"users": 3, "pairs_per_user": 8}},
+            "policy": {"model": "builtin:tiny", "train": "lora", "lora": {"r": 2, "lora_alpha": 4}},
+            "objective": {},
+            "method": {"name": "dec_dpo", "rounds": 3, "graph": "ring"} | method,
+            "optimizer": {"name": "adamw", "lr": 1e-3, "batch_size": 2},
+            "evaluation": {"held_out": 0.0, "samples": 0},
+            "runtime": {},
+        }
+    )
+
+
+def test_all_keys_and_rivals_that_compute_the_same():
+    found = bench(config(), ["single", "peft", "naive"], SHORT)
+    for key in (
+        "machine",
+        "peak_gflops",
+        "peak_share",
+        "tokens_per_second",
+        "pairs_per_second",
+        "peak_memory_gb",
+    ):
+        assert found[key], key
+    for name, result in found["against"].items():
+        assert result["losses_apart"] < 1e-5, name
+        assert result["ratio"] == pytest.approx(result["runs"][0]["theirs"] / result["runs"][0]["ours"])
+
+
+def test_what_is_needed_is_what_is_done_but_for_padding_in_attention():
+    """Counted by torch: the formula's products, the adapters', and attention over padded places beside."""
+    experiment = prepare(config())
+    learner, policy = experiment.learner, experiment.policy
+    rows = np.arange(2)
+    needed = arithmetic.Arithmetic.of(policy, experiment.start)
+
+    def work() -> None:
+        import torch
+
+        from prefmesh.algorithms.gradients import loss_and_gradient
+
+        loss_and_gradient(learner.problem, experiment.start, rows[None], torch.full((1, 2), 0.5))
+
+    counted = arithmetic.done(work)
+    attention = needed.needed(learner.problem.data, rows) - arithmetic.Arithmetic(
+        token=needed.token, seen=0, predicted=needed.predicted
+    ).needed(learner.problem.data, rows)
+    exact = needed.needed(learner.problem.data, rows) - attention
+    assert exact <= counted
+    # Attention may cost several times what is needed for it: padding, masked places, scores taken twice.
+    assert counted <= exact + 6 * attention
+
+
+@pytest.mark.parametrize(
+    ("settings", "rivals", "words"),
+    [
+        ({}, ["nobody"], "--against: 'nobody' found; allowed: single"),
+        ({"name": "fed_dpo", "participation": 2}, ["naive"], "with participation or staleness found"),
+    ],
+)
+def test_refusals(settings, rivals, words):
+    given = config() if not settings else _without_graph(settings)
+    with pytest.raises(InputError, match=words):
+        bench(given, rivals, SHORT)
+
+
+def _without_graph(method: dict[str, object]) -> ExperimentConfig:
+    raw = config().model_dump(mode="json")
+    return ExperimentConfig.parse(raw | {"method": {"rounds": 3} | method})
