@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from prefmesh.algorithms.gradients import loss_and_gradient
 from prefmesh.bench import arithmetic
 from prefmesh.bench.benchmark import bench
 from prefmesh.bench.contest import Schedule
@@ -43,6 +45,14 @@ def test_all_keys_and_rivals_that_compute_the_same():
         assert result["ratio"] == pytest.approx(result["runs"][0]["theirs"] / result["runs"][0]["ours"])
 
 
+def test_trl_computes_the_same_as_the_first_agent_and_prints_nothing(capsys):
+    pytest.importorskip("trl")
+    result = bench(config(), ["trl"], Schedule(turns=1, rounds=2))["against"]["trl"]
+    assert result["losses_apart"] < 1e-5
+    assert len(result["runs"]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_needed_is_what_is_done_but_for_padding_in_attention():
     """Counted by torch: the formula's products, the adapters', and attention over padded places beside."""
     experiment = prepare(config())
@@ -51,10 +61,6 @@ def test_what_is_needed_is_what_is_done_but_for_padding_in_attention():
     needed = arithmetic.Arithmetic.of(policy, experiment.start)
 
     def work() -> None:
-        import torch
-
-        from prefmesh.algorithms.gradients import loss_and_gradient
-
         loss_and_gradient(learner.problem, experiment.start, rows[None], torch.full((1, 2), 0.5))
 
     counted = arithmetic.done(work)

@@ -15,6 +15,7 @@ from prefmesh.bench.loops import Naive, Peft
 from prefmesh.bench.ours import FirstAgent, Rounds, batches
 from prefmesh.bench.trl import Trl
 from prefmesh.config import ExperimentConfig
+from prefmesh.environment import describe_environment
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment, prepare
 from prefmesh.policies.base import row_bytes
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-RIVALS: dict[str, Callable[[Experiment], tuple[Contestant, Contestant]]] = {
-    "single": lambda e: (Rounds(e), Rounds(e, agents_per_pass=1)),
-    "peft": lambda e: (Rounds(e), Peft(e)),
-    "naive": lambda e: (Rounds(e), Naive(e)),
-    "trl": lambda e: (FirstAgent(e), Trl(e)),
+Check = Callable[[Experiment], None]
+Make = Callable[[Experiment], Contestant]
+
+RIVALS: dict[str, tuple[Check, Make, Make]] = {
+    "single": (lambda _: None, Rounds, lambda e: Rounds(e, agents_per_pass=1)),
+    "peft": (Peft.check, Rounds, Peft),
+    "naive": (Naive.check, Rounds, Naive),
+    "trl": (Trl.check, FirstAgent, Trl),
 }
-"""Ours and theirs: our own rounds with one agent a pass; loops over PEFT models; TRL on the first agent's steps."""
+"""What a rival refuses, ours, and theirs: our own rounds with one agent a pass; loops over models; TRL on the first agent's steps."""
 
 
 def bench(
@@ -53,18 +57,19 @@ def bench(
     config = _long_enough(config, schedule)
     experiment = prepare(config, say)
     learner, policy = experiment.learner, experiment.policy
-    # Refused before anything is measured.
-    contests = {name: RIVALS[name](experiment) for name in rivals}
+    for name in rivals:
+        RIVALS[name][0](experiment)
+    amount = _amount(experiment)
     say("the machine's peak")
     peak = machine.peak_gflops(policy.device, policy.dtype)
     say("rounds")
     rounds = Rounds(experiment)
     turns = alone(rounds, schedule)
     seconds = [s for turn in turns for s in turn.seconds]
-    work = _work(experiment, range(schedule.rounds + 1, schedule.total + 1))
+    work = amount(range(schedule.rounds + 1, schedule.total + 1))
     total = sum(seconds)
     found: dict[str, Any] = {
-        "machine": machine.describe(policy.device),
+        "machine": describe_environment(config.seed, policy.device),
         "config": config.model_dump(mode="json"),
         "agents": experiment.method.agents,
         "agents_per_pass": learner.agents_per_pass,
@@ -82,15 +87,17 @@ def bench(
     }
     if work["needed_gflop"]:
         counted = arithmetic.done(lambda: rounds.rounds(schedule.total + 1, 1)) / 1e9
-        excess = counted / _work(experiment, range(schedule.total + 1, schedule.total + 2))["needed_gflop"]
+        excess = counted / amount(range(schedule.total + 1, schedule.total + 2))["needed_gflop"]
         found["gflop_per_round"]["done"] = excess * found["gflop_per_round"]["needed"]
     if trace is not None:
         say("a round under the profiler")
         found["profile"] = _profiled(lambda: rounds.rounds(schedule.total + 2, 1), trace)
     found["against"] = {}
-    for name, (ours, theirs) in contests.items():
+    for name in rivals:
         say(f"against {name}")
-        found["against"][name] = against(ours, theirs, schedule)
+        # Made now and dropped after: many models would count as our memory, and crowd the next rival's.
+        _, ours, theirs = RIVALS[name]
+        found["against"][name] = against(ours(experiment), theirs(experiment), schedule)
     return found
 
 
@@ -100,31 +107,36 @@ def _long_enough(config: ExperimentConfig, schedule: Schedule) -> ExperimentConf
     return config.model_copy(update={"method": method})
 
 
-def _work(experiment: Experiment, rounds: range) -> dict[str, float | int]:
-    """What these rounds hold: pairs, tokens of prompts and completions, and the arithmetic that they need in 1e9 operations.
+def _amount(experiment: Experiment) -> Callable[[range], dict[str, float | int]]:
+    """What given rounds hold: pairs, tokens of prompts and completions, and the arithmetic that they need in 1e9 operations.
 
     Where agents sit out, those of the round are taken to have been in every round before: the amount is what is asked for.
     """
     learner, policy, data = experiment.learner, experiment.policy, experiment.learner.problem.data
-    rows = np.concatenate(
-        [batches(learner, r, experiment.method.participants(r))[0].reshape(-1) for r in rounds]
-    )
-    if not isinstance(policy, CausalLMPolicy) or not isinstance(data, TokenPairs):
-        return {"pairs": len(rows), "tokens": 0, "needed_gflop": 0.0}
-    cost = arithmetic.Arithmetic.of(policy, experiment.start)
-    tokens = sum(len(data.prompt[i]) + len(data.chosen[i]) + len(data.rejected[i]) for i in rows.tolist())
-    return {"pairs": len(rows), "tokens": tokens, "needed_gflop": cost.needed(data, rows) / 1e9}
+    cost = arithmetic.Arithmetic.of(policy, experiment.start) if isinstance(policy, CausalLMPolicy) else None
+
+    def of(rounds: range) -> dict[str, float | int]:
+        drawn = [batches(learner, r, experiment.method.participants(r))[0].reshape(-1) for r in rounds]
+        rows = np.concatenate(drawn)
+        if cost is None or not isinstance(data, TokenPairs):
+            return {"pairs": len(rows), "tokens": 0, "needed_gflop": 0.0}
+        sides = (data.prompt, data.chosen, data.rejected)
+        tokens = sum(len(side[i]) for i in rows.tolist() for side in sides)
+        return {"pairs": len(rows), "tokens": tokens, "needed_gflop": cost.needed(data, rows) / 1e9}
+
+    return of
 
 
 def _profiled(work: Callable[[], object], trace: Path) -> dict[str, float | int]:
     """Each operation's own share of the time, largest first; what lasts less than a thousandth is left out."""
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with profile(activities=kinds) as profiler:
         work()
     trace.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(trace))
     own = {
-        event.key: event.self_device_time_total or event.self_cpu_time_total
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
         for event in profiler.key_averages()
     }
     total = sum(own.values())
@@ -138,7 +150,7 @@ def table(found: dict[str, Any]) -> "list[Table]":
 
     rows = Table(title="prefmesh bench", show_header=False)
     machine_ = found["machine"]
-    rows.add_row("machine", f"{machine_['gpu'] or machine_['cpu']}, {machine_['threads']} threads")
+    rows.add_row("machine", f"{machine_['device_name'] or machine_['cpu']}, {machine_['threads']} threads")
     rows.add_row("matrix products at best", f"{found['peak_gflops']:,.0f} GFLOP/s in this precision")
     rows.add_row("agents", f"{found['agents']:,}, {found['agents_per_pass']} in a pass of the model")
     rows.add_row("a round", f"{found['seconds_per_round']:.3g} s, median of {found['rounds']}")

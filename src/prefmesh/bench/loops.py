@@ -6,8 +6,7 @@ and mix state dicts tensor by tensor. With `policy.train: lora` each agent's mod
 """
 
 import copy
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -18,51 +17,61 @@ from torch import Tensor, nn
 from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.algorithms.methods.fed_dpo import FedDPO
 from prefmesh.algorithms.optimizers import OptimizerSettings, learning_rate
-from prefmesh.bench.machine import synchronize
-from prefmesh.bench.ours import Timed, batches
-from prefmesh.bench.plain import plain_model
+from prefmesh.bench.contest import RoundByRound
+from prefmesh.bench.ours import batches
+from prefmesh.bench.plain import language_model, plain_model
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment
 from prefmesh.objectives import PairLogProbs, pair_loss
 
 
-class Loop(ABC):
+class Loop(RoundByRound):
     """N agents, each with a model and an optimiser of its own."""
 
     def __init__(self, experiment: Experiment):
-        _refuse_what_no_loop_does(experiment)
         self.experiment = experiment
         self.problem = experiment.learner.problem
+        self.device = self.problem.policy.device
         self.reference = plain_model(experiment, adapter=False).requires_grad_(False)
         start = plain_model(experiment, adapter=experiment.config.policy.train == "lora")  # type: ignore[union-attr]
         self.models = [copy.deepcopy(start) for _ in range(experiment.method.agents)]
         self.optimizers = [self._optimizer(model) for model in self.models]
 
+    @staticmethod
+    def check(experiment: Experiment) -> None:
+        """Raise `InputError` for an experiment that no such loop does."""
+        language_model(experiment)
+        method = experiment.method
+        partial = isinstance(method, FedDPO) and (
+            method.settings.staleness or len(method.participants(1)) < method.agents
+        )
+        if partial or method.settings.name not in ("fed_dpo", "dec_dpo", "local_only", "centralized"):
+            raise InputError(
+                f"--against: {method.settings.name}{' with participation or staleness' * bool(partial)} found; "
+                "allowed: fed_dpo with all agents and no staleness, dec_dpo, local_only, centralized"
+            )
+        if not bool((method.update_scale == 1).all()):
+            raise InputError("--against: objective.weights by_size found; allowed: uniform")
+
     @abstractmethod
     def log_probs(self, model: nn.Module, rows: np.ndarray) -> PairLogProbs:
         """Of the pairs `rows` (pairs,), each field (1, pairs), in nats."""
 
-    def rounds(self, first: int, count: int) -> Timed:
+    def round(self, round_: int) -> float:
         """Every agent's local steps, then mixing."""
-        seconds, losses = [], []
         learner = self.experiment.learner
-        for round_ in range(first, first + count):
-            started = time.perf_counter()
-            rows, weights = batches(learner, round_, np.arange(len(self.models)))
-            lr = learning_rate(learner.optimizer, round_, learner.method.settings.rounds)
-            if learner.optimizer.state == "reset":
-                self.optimizers = [self._optimizer(model) for model in self.models]
-            found = [
-                self._step(agent, lr, rows[agent, step], torch.as_tensor(weights[agent, step]))
-                for agent in range(len(self.models))
-                for step in range(rows.shape[1])
-            ]
-            if (matrix := self._matrix(round_)) is not None:
-                self._mix(matrix)
-            synchronize(self.problem.policy.device)
-            seconds.append(time.perf_counter() - started)
-            losses.append(sum(found) / len(found))
-        return Timed(seconds=seconds, losses=losses)
+        rows, weights = batches(learner, round_, np.arange(len(self.models)))
+        lr = learning_rate(learner.optimizer, round_, learner.method.settings.rounds)
+        if learner.optimizer.state == "reset":
+            self.optimizers = [self._optimizer(model) for model in self.models]
+        losses = [
+            self._step(agent, lr, rows[agent, step], torch.as_tensor(weights[agent, step]))
+            for agent in range(len(self.models))
+            for step in range(rows.shape[1])
+        ]
+        if (matrix := self._matrix(round_)) is not None:
+            self._mix(matrix)
+        return sum(losses) / len(losses)
 
     def _step(self, agent: int, lr: float, rows: np.ndarray, weights: Tensor) -> float:
         model, optimizer = self.models[agent], self.optimizers[agent]
@@ -161,17 +170,3 @@ def _log_probs(model: nn.Module, prompts: list[list[int]], completions: list[lis
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _refuse_what_no_loop_does(experiment: Experiment) -> None:
-    method = experiment.method
-    partial = isinstance(method, FedDPO) and (
-        method.settings.staleness or len(method.participants(1)) < method.agents
-    )
-    if partial or method.settings.name not in ("fed_dpo", "dec_dpo", "local_only", "centralized"):
-        raise InputError(
-            f"--against: {method.settings.name}{' with participation or staleness' * bool(partial)} found; "
-            "allowed: fed_dpo with all agents and no staleness, dec_dpo, local_only, centralized"
-        )
-    if not bool((method.update_scale == 1).all()):
-        raise InputError("--against: objective.weights by_size found; allowed: uniform")

@@ -1,6 +1,5 @@
 """The machine's own limits: how fast it multiplies matrices, and what this process has taken of its memory."""
 
-import os
 import resource
 import statistics
 import sys
@@ -10,27 +9,11 @@ from typing import Any
 
 import torch
 
-from prefmesh.environment import cpu_name, installed
 from prefmesh.policies import kernels
 
 SIZES = [(1024, 768, 3072), (2048, 2048, 2048)]
 """(rows, in, out) of the products that are tried: a layer of a small transformer, and a large square."""
 REPEATS = 7
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU and versions; nothing that names the host."""
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "python": sys.version.split()[0],
-        "torch": installed("torch"),
-        "transformers": installed("transformers"),
-        "prefmesh": installed("prefmesh"),
-    }
 
 
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -56,15 +39,10 @@ def _timed(work: Any, device: torch.device) -> list[float]:
     for _ in range(REPEATS + 2):
         started = time.perf_counter()
         work()
-        synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         found.append(time.perf_counter() - started)
     return found[2:]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory_gb(device: torch.device) -> float:

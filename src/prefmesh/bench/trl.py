@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from prefmesh.bench.ours import Timed, batches
+from prefmesh.bench.contest import Timed
+from prefmesh.bench.ours import batches
 from prefmesh.bench.plain import language_model, plain_model, start_adapter
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment
@@ -23,6 +24,11 @@ class Trl:
     """A fresh trainer a turn, from the start parameters; only the first turn's losses can be compared with ours."""
 
     def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+
+    @staticmethod
+    def check(experiment: Experiment) -> None:
+        """Raise `InputError` where TRL is missing, or does not train like this."""
         if find_spec("trl") is None:
             raise InputError("--against trl: trl is not installed; allowed: pip install 'trl>=1.16'")
         language_model(experiment)
@@ -33,12 +39,11 @@ class Trl:
             raise InputError(
                 "--against trl: allowed: optimizer.name adamw with schedule constant and no warm-up"
             )
-        self.experiment = experiment
 
     def rounds(self, first: int, count: int) -> Timed:
         """Seconds and losses of the steps, added up (averaged) over each round's local steps."""
         from datasets import Dataset
-        from transformers import TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -83,6 +88,7 @@ class Trl:
                 peft_config=adapter,
                 callbacks=[Clock()],
             )
+            trainer.remove_callback(PrinterCallback)  # stdout is for tables and JSON
             if adapter:
                 start_adapter(trainer.model, experiment)  # type: ignore[arg-type]
             trainer.train()
