@@ -38,7 +38,7 @@ def model() -> Any:
 
 def pairs() -> Any:
     """Random ids: enough pairs for every agent's two rounds; a prompt of 8 to 24 tokens, 32 to 64 with the completion."""
-    from prefmesh.preferences.encoding import TokenPairs
+    from prefmesh.preferences.tokens import Ragged, TokenPairs
     from prefmesh.randomness import generator
 
     random = generator(0, "benchmark pairs")
@@ -51,7 +51,7 @@ def pairs() -> Any:
         prompts.append(ids(int(random.integers(8, 25))))
         for side in sides:
             side.append(ids(int(random.integers(32, 65)) - len(prompts[-1])))
-    return TokenPairs(prompts, *sides)
+    return TokenPairs(*(Ragged.of(side) for side in (prompts, *sides)))
 
 
 def batches(round_: int) -> Any:

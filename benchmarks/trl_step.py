@@ -126,7 +126,7 @@ def main() -> None:
         "machine": machine.describe(),
         "model": arguments.model,
         "mean_tokens": [
-            float(np.mean([len(ids) for ids in part])) for part in (data.prompt, data.chosen, data.rejected)
+            float(part.lengths.mean()) for part in (data.prompt, data.chosen, data.rejected)
         ],
         "steps_a_turn": arguments.steps,
         "turns": rows,

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prefmesh.environment import PACKAGES, describe_environment, installed
-from prefmesh.policies.reference import cache_directory
+from prefmesh.policies.cache import cache_directory
 
 if TYPE_CHECKING:
     from rich.table import Table

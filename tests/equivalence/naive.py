@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from prefmesh.policies.base import Params
-from prefmesh.preferences.encoding import TokenPairs
+from prefmesh.preferences.tokens import TokenPairs
 from tests import models, problems
 
 

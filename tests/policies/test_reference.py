@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prefmesh.evaluation.scores import log_probs
-from prefmesh.policies.reference import cache_directory, reference_log_probs
+from prefmesh.policies.cache import cache_directory
+from prefmesh.policies.reference import reference_log_probs
 from tests import models, problems
 
 

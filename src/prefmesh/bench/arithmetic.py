@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefmesh.policies.base import Params
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.lora import StackedLoRA
-from prefmesh.preferences.encoding import TokenPairs
+from prefmesh.preferences.tokens import Ragged, TokenPairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def _with_gradient(policy: CausalLMPolicy, row: Params) -> set[str]:
     hooks = [module.register_forward_pre_hook(noting(name)) for name, module in _linear(policy.model)]
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in row.items()}
     try:
-        policy.log_probs(leaves, TokenPairs([[1, 2]], [[3, 4]], [[5, 6]]), np.array([[0]]))
+        policy.log_probs(leaves, TokenPairs(*(Ragged.of([ids]) for ids in ([1, 2], [3, 4], [5, 6]))), np.array([[0]]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,7 +20,7 @@ from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment, prepare
 from prefmesh.policies.base import row_bytes
 from prefmesh.policies.causal_lm import CausalLMPolicy
-from prefmesh.preferences.encoding import TokenPairs
+from prefmesh.preferences.tokens import TokenPairs
 
 if TYPE_CHECKING:
     from rich.table import Table

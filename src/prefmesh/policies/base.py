@@ -115,13 +115,13 @@ def passes(
 ) -> list[Int[np.ndarray, " part"]]:
     """Cut `rows` into parts that cost at most `budget` tokens each (a pair above it stands alone).
 
-    Pairs of similar length share a part, so little is padded. The parts are positions *into* `rows`.
+    Pairs of similar length share a part: where rows are padded, little is. The parts are positions *into* `rows`.
     """
     cost = data.cost[rows]
     order = np.argsort(-cost, kind="stable")
     parts, start = [], 0
     while start < len(order):
-        # Sorted by falling cost: the first of a part is its widest, to which the others are padded.
+        # Sorted by falling cost: the first of a part is its widest, and others may be padded to it.
         size = max(1, int(budget // max(1, cost[order[start]])))
         parts.append(order[start : start + size])
         start += size

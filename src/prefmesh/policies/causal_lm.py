@@ -17,9 +17,11 @@ from torch.func import functional_call
 
 from prefmesh.policies import kernels, lora
 from prefmesh.policies.base import ChosenRejected, Params, Rows, Samples
+from prefmesh.policies.encoded import encoded_pairs
 from prefmesh.policies.packing import Packed, Reader, Tree, like_lengths
-from prefmesh.preferences.encoding import TokenIds, TokenPairs, encode_pairs, end_id, prompt_ids
+from prefmesh.preferences.encoding import end_id, prompt_ids
 from prefmesh.preferences.pairs import Pair, Text
+from prefmesh.preferences.tokens import TokenIds, TokenPairs
 from prefmesh.randomness import torch_seeded
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class CausalLMPolicy:
         kept = config.num_hidden_layers * config.hidden_size * ACTIVATIONS_PER_LAYER
         if self.train == "full" or not self._head_is_plain:
             kept = max(kept, config.vocab_size)
+        # Padded rows hold every prompt twice, and at most as much again of the longer completion.
+        kept *= 1 if self.packs else 2
         return max(1, BYTES_PER_PASS // (kept * self.dtype.itemsize))
 
     @property
@@ -101,7 +105,7 @@ class CausalLMPolicy:
 
     def encode(self, pairs: Sequence[Pair]) -> TokenPairs:
         """Tokenise, sharing the prompt's tokens between both sides."""
-        return encode_pairs(pairs, self.tokenizer, self.max_length)
+        return encoded_pairs(pairs, self.tokenizer, self.max_length)
 
     def log_probs(self, params: Params, data: TokenPairs, rows: Rows) -> ChosenRejected:
         """log pi(y|x) in nats, summed over completion tokens, under each agent's own parameters."""

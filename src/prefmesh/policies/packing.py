@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from prefmesh.preferences.encoding import TokenIds
+from prefmesh.preferences.tokens import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

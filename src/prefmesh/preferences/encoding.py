@@ -5,57 +5,15 @@ whole texts are tokenised, and the completion starts where they leave the tokeni
 the boundary it belongs to the completions. What is too long is cut once for both sides.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
-
-import numpy as np
-from jaxtyping import Int
 
 from prefmesh.errors import InputError
 from prefmesh.preferences.pairs import Pair, Text
+from prefmesh.preferences.tokens import Ragged, TokenIds, TokenPairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TokenIds = list[int]
-
-
-@dataclass(frozen=True)
-class TokenPairs:
-    """Token ids of all pairs, and what was cut to fit."""
-
-    prompt: list[TokenIds]
-    chosen: list[TokenIds]
-    rejected: list[TokenIds]
-    prompts_cut: int = 0
-    completions_cut: int = 0
-    same_after_cut: int = 0
-
-    completion_tokens: Int[np.ndarray, "pairs 2"] = field(init=False)
-    """Tokens of the chosen and of the rejected completion, the end-of-text token included."""
-    cost: Int[np.ndarray, " pairs"] = field(init=False)
-    """Tokens of a pair's two rows, each padded to the longer one."""
-
-    def __post_init__(self) -> None:
-        lengths = [(len(c), len(r)) for c, r in zip(self.chosen, self.rejected, strict=True)]
-        completions = np.array(lengths, dtype=np.int64).reshape(-1, 2)
-        prompts = np.array([len(ids) for ids in self.prompt], dtype=np.int64)
-        object.__setattr__(self, "completion_tokens", completions)
-        object.__setattr__(self, "cost", 2 * (prompts + completions.max(axis=1, initial=0)))
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def fingerprint(self) -> str:
-        """Hash of all token ids."""
-        digest = hashlib.blake2b(digest_size=16)
-        for triple in zip(self.prompt, self.chosen, self.rejected, strict=True):
-            for ids in triple:
-                digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
-        return digest.hexdigest()
-
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenPairs:
     """Tokenise pairs; completions of plain text end with the end-of-text token.
@@ -75,7 +33,8 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", ma
         prompts.append(prompt[-kept:])
         chosen.append(good)
         rejected.append(bad)
-    return TokenPairs(prompts, chosen, rejected, prompts_cut, completions_cut, same)
+    sides = (Ragged.of(side) for side in (prompts, chosen, rejected))
+    return TokenPairs(*sides, prompts_cut, completions_cut, same)
 
 
 def render(text: Text, tokenizer: "PreTrainedTokenizerBase", *, generation_prompt: bool = False) -> str:
