@@ -50,7 +50,7 @@ def problem(kind: str, pairs: int, dtype: str = "float64", **objective: Any) -> 
         chosen, rejected = random.normal(size=(2, pairs, DIM))
         swap = (chosen - rejected) @ np.arange(1.0, DIM + 1) + random.logistic(size=pairs) * 4 < 0
         chosen[swap], rejected[swap] = rejected[swap], chosen[swap].copy()
-        data = FeaturePairs(
+        data = FeaturePairs.of(
             torch.as_tensor(chosen, dtype=precision), torch.as_tensor(rejected, dtype=precision)
         )
         reference = torch.zeros(pairs, 2, dtype=precision)

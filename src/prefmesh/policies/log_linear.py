@@ -17,16 +17,18 @@ from prefmesh.errors import InputError
 from prefmesh.policies.base import ChosenRejected, Params, Rows
 from prefmesh.preferences.pairs import Pair
 
+NUMBERS_PER_PASS = 2**19
+"""Features of one side in a pass: more fall out of the processor's cache before they are used again."""
+
 Features = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
 """phi: full texts to features."""
 
 
 @dataclass(frozen=True)
 class FeaturePairs:
-    """phi of the chosen and of the rejected completion of every pair."""
+    """phi of the chosen and of the rejected completion of every pair, side by side: they are read together."""
 
-    chosen: Float[Tensor, "pairs dim"]
-    rejected: Float[Tensor, "pairs dim"]
+    phi: Float[Tensor, "pairs 2 dim"]
 
     completion_tokens: Int[np.ndarray, "pairs 2"] = field(init=False)
     """One each: a feature vector has no length to normalise by."""
@@ -37,15 +39,27 @@ class FeaturePairs:
         object.__setattr__(self, "completion_tokens", np.ones((len(self), 2), dtype=np.int64))
         object.__setattr__(self, "cost", np.ones(len(self), dtype=np.int64))
 
+    @classmethod
+    def of(cls, chosen: Float[Tensor, "pairs dim"], rejected: Float[Tensor, "pairs dim"]) -> "FeaturePairs":
+        """From the two sides."""
+        return cls(torch.stack([chosen, rejected], dim=1))
+
+    @property
+    def chosen(self) -> Float[Tensor, "pairs dim"]:
+        """phi_w."""
+        return self.phi[:, 0]
+
+    @property
+    def rejected(self) -> Float[Tensor, "pairs dim"]:
+        """phi_l."""
+        return self.phi[:, 1]
+
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.phi)
 
     def fingerprint(self) -> str:
-        """Hash of both feature matrices."""
-        digest = hashlib.blake2b(digest_size=16)
-        for features in (self.chosen, self.rejected):
-            digest.update(features.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Hash of all features."""
+        return hashlib.blake2b(self.phi.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
 
 
 class LogLinearPolicy:
@@ -56,7 +70,7 @@ class LogLinearPolicy:
         self.dtype = dtype
         self.device = torch.device(device)
         self.dim = features([""]).shape[1]
-        self.tokens_per_pass = 2**24 // self.dim
+        self.tokens_per_pass = NUMBERS_PER_PASS // self.dim
 
     stacks = True
 
@@ -77,14 +91,15 @@ class LogLinearPolicy:
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # in crowds' answers texts recur
         phi = torch.as_tensor(self.features(list(number)), dtype=self.dtype, device=self.device)
         rows = torch.tensor([number[text] for text in texts], dtype=torch.int64, device=self.device)
-        return FeaturePairs(*phi[rows].view(2, len(pairs), -1))
+        return FeaturePairs.of(*phi[rows].view(2, len(pairs), -1))
 
     def log_probs(self, params: Params, data: FeaturePairs, rows: Rows) -> ChosenRejected:
         """phi^T theta, agent by agent."""
-        index = torch.as_tensor(rows, device=self.device)
-        theta = params["theta"].unsqueeze(-1)
-        chosen, rejected = data.chosen[index] @ theta, data.rejected[index] @ theta
-        return chosen.squeeze(-1), rejected.squeeze(-1)
+        agents, pairs = rows.shape
+        index = torch.as_tensor(rows.reshape(-1), device=self.device)
+        phi = data.phi.index_select(0, index).view(agents, 2 * pairs, self.dim)
+        both = torch.bmm(phi, params["theta"].unsqueeze(-1)).view(agents, pairs, 2)
+        return both[..., 0], both[..., 1]
 
     def reference_log_probs(self, data: FeaturePairs, rows: Rows) -> ChosenRejected:
         """Zero: the reference is the origin."""

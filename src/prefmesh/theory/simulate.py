@@ -242,7 +242,7 @@ def _as_trained(delta: Float[np.ndarray, "pairs dim"], beta: float) -> Problem:
     dim = delta.shape[1]
     policy = LogLinearPolicy(lambda texts: np.zeros((len(texts), dim)))
     chosen = torch.from_numpy(np.ascontiguousarray(delta))
-    data = FeaturePairs(chosen, torch.zeros_like(chosen))
+    data = FeaturePairs.of(chosen, torch.zeros_like(chosen))
     reference = torch.zeros(len(delta), 2, dtype=torch.float64)
     return Problem(policy=policy, data=data, reference=reference, objective=ObjectiveSettings(beta=beta))
 
