@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import machine
-import numpy as np
 
 BATCH = 4
 MODELS = {
@@ -125,9 +124,7 @@ def main() -> None:
     result = {
         "machine": machine.describe(),
         "model": arguments.model,
-        "mean_tokens": [
-            float(part.lengths.mean()) for part in (data.prompt, data.chosen, data.rejected)
-        ],
+        "mean_tokens": [float(part.lengths.mean()) for part in (data.prompt, data.chosen, data.rejected)],
         "steps_a_turn": arguments.steps,
         "turns": rows,
         "trl_over_ours": statistics.median(row["trl"] / row["packed"] for row in rows),

@@ -13,6 +13,7 @@ from prefmesh import run as running
 from prefmesh.config import ExperimentConfig, load_config
 from prefmesh.errors import InputError
 from prefmesh.experiment import prepare
+from prefmesh.reports import write_report
 from tests.runs import FILE, ROWS, TOWN, config, contents, write_jsonl
 
 
@@ -178,3 +179,24 @@ def test_who_listens_hears_every_round(tmp_path):
     running.run(ALONE, tmp_path / "out", listener=Ear())
     assert heard[-6:] == [(round_, 5) for round_ in range(6)]
     assert all(isinstance(stage, str) for stage in heard[:-6])
+
+
+def test_thousands_of_agents_leave_a_report(tmp_path):
+    """More than the matrix of which is written out, or whose spectrum is computed."""
+    agents = 2_001
+    settings = config(
+        TOWN,
+        preferences={
+            "source": "builtin:town",
+            "agents": agents,
+            "town": {"users": agents, "pairs_per_user": 2},
+        },
+        method={"name": "dec_dpo", "rounds": 2, "graph": "ring"},
+        evaluation={"every": 2, "held_out": 0},
+    )
+    summary = running.run(settings, tmp_path / "out")
+    assert summary["agents"] == agents
+    topology = json.loads((tmp_path / "out" / "topology.json").read_text())
+    assert topology["mixing_matrix"] is None
+    assert len(topology["edges"]) == agents
+    assert write_report(tmp_path / "out").stat().st_size > 0

@@ -23,11 +23,11 @@ from prefmesh.policies.loading import load_policy
 from prefmesh.policies.reference import reference_log_probs
 from prefmesh.policies.settings import PolicySettings
 from prefmesh.preferences.division import Division, divide
-from prefmesh.preferences.tokens import TokenPairs
 from prefmesh.preferences.pairs import Pair
 from prefmesh.preferences.reading import ReadReport, read, select
 from prefmesh.preferences.settings import PreferencesSettings
 from prefmesh.preferences.texts import spoken
+from prefmesh.preferences.tokens import TokenPairs
 from prefmesh.preferences.town import Town
 
 Say = Callable[[str], None]

@@ -139,3 +139,9 @@ def test_a_graph_too_dense_to_see_is_said_in_words() -> None:
     left = graph_figure(topology).axes[0]
     assert "too many to draw" in left.texts[0].get_text()
     assert not left.collections
+
+
+def test_no_spectrum_is_said_in_words() -> None:
+    right = graph_figure(synthetic.topology("ring", 8) | {"eigenvalues": None}).axes[1]
+    assert "no eigenvalue but ρ" in right.texts[0].get_text()
+    assert not right.lines

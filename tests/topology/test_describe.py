@@ -64,8 +64,11 @@ def test_graph_with_options_is_written_as_in_the_config():
 
 
 def test_too_large_to_write_out():
-    with pytest.raises(InputError, match="agents: 2001 found; allowed: up to 2000"):
-        description(build_mixing_matrix("ring", "metropolis", 2001, 0))
+    found = description(build_mixing_matrix("ring", "metropolis", 2001, 0))
+    assert found["eigenvalues"] is None
+    assert found["mixing_matrix"] is None
+    assert len(found["edges"]) == 2001
+    assert found["rho"] == pytest.approx(1 / 3 + 2 / 3 * np.cos(2 * np.pi / 2001), abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ class Sampler:
     def _draw_order(self, epoch: int) -> Int[np.ndarray, " total"]:
         """For each shard, its positions in the order in which this epoch visits them (all shards, one after the other)."""
         shard = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        order = np.argsort(shard + generator(self.seed, "epoch", epoch).random(len(self.pairs)), kind="stable")
+        order = np.argsort(
+            shard + generator(self.seed, "epoch", epoch).random(len(self.pairs)), kind="stable"
+        )
         return order - np.repeat(self.offsets, self.sizes)
 
     def _full(

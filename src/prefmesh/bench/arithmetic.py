@@ -94,7 +94,9 @@ def _with_gradient(policy: CausalLMPolicy, row: Params) -> set[str]:
     hooks = [module.register_forward_pre_hook(noting(name)) for name, module in _linear(policy.model)]
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in row.items()}
     try:
-        policy.log_probs(leaves, TokenPairs(*(Ragged.of([ids]) for ids in ([1, 2], [3, 4], [5, 6]))), np.array([[0]]))
+        policy.log_probs(
+            leaves, TokenPairs(*(Ragged.of([ids]) for ids in ([1, 2], [3, 4], [5, 6]))), np.array([[0]])
+        )
     finally:
         for hook in hooks:
             hook.remove()

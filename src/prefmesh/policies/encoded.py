@@ -25,16 +25,16 @@ FEW = 64
 """Up to so many pairs are encoded anew: that is as fast as looking."""
 
 
-def encoded_pairs(
-    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> TokenPairs:
+def encoded_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenPairs:
     """`encode_pairs`, from the cache where it was done before. Tokenizers written in Python have no fingerprint: anew."""
     own = fingerprint(tokenizer)
     if own is None or len(pairs) <= FEW:
         return encode_pairs(pairs, tokenizer, max_length)
     digest = hashlib.blake2b(digest_size=16)
     for pair in pairs:
-        digest.update(json.dumps([_plain(side) for side in (pair.prompt, pair.chosen, pair.rejected)]).encode())
+        digest.update(
+            json.dumps([_plain(side) for side in (pair.prompt, pair.chosen, pair.rejected)]).encode()
+        )
     found = cached(
         "encoded",
         [VERSION, own, str(max_length), digest.hexdigest()],
@@ -53,7 +53,9 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     parts = [
         inner.to_str(),
         json.dumps(tokenizer.chat_template, sort_keys=True),
-        json.dumps({name: str(token) for name, token in tokenizer.special_tokens_map.items()}, sort_keys=True),
+        json.dumps(
+            {name: str(token) for name, token in tokenizer.special_tokens_map.items()}, sort_keys=True
+        ),
         transformers.__version__,
         tokenizers.__version__,
     ]
@@ -65,6 +67,8 @@ def _plain(text: object) -> object:
 
 
 def _tensors(data: TokenPairs) -> Tensors:
-    arrays = {f"{side}/{part}": getattr(getattr(data, side), part) for side in SIDES for part in ("ids", "ends")}
+    arrays = {
+        f"{side}/{part}": getattr(getattr(data, side), part) for side in SIDES for part in ("ids", "ends")
+    }
     cut = [getattr(data, name) for name in CUT]
     return {name: torch.from_numpy(array) for name, array in arrays.items()} | {"cut": torch.tensor(cut)}

@@ -2,8 +2,9 @@
 
 import re
 import zlib
+from array import array
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -16,12 +17,22 @@ def hashed_ngrams(texts: Sequence[str], dim: int) -> Float[np.ndarray, "texts di
 
     Rows have norm 1, or 0 for a text without words.
     """
-    features = np.zeros((len(texts), dim))
+    counts, codes = np.zeros(len(texts), dtype=np.int64), array("L")
     for row, text in enumerate(texts):
         words = WORD.findall(text.lower())
-        for gram in [*words, *(f"{a} {b}" for a, b in pairwise(words))]:
-            code = zlib.crc32(gram.encode())
-            features[row, (code >> 1) % dim] += 1.0 if code & 1 else -1.0
+        codes.extend(map(_code, words))
+        codes.extend(map(_code, words, words[1:]))
+        counts[row] = max(0, 2 * len(words) - 1)
+    code = np.array(codes, dtype=np.int64)
+    place = np.repeat(np.arange(len(texts)), counts) * dim + (code >> 1) % dim
+    features = np.bincount(place, np.where(code & 1, 1.0, -1.0), minlength=len(texts) * dim)
+    features = features.reshape(len(texts), dim)
     features = np.sign(features) * np.sqrt(np.abs(features))
     norm = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(norm == 0, 1, norm)
+
+
+@lru_cache(maxsize=2**18)
+def _code(*words: str) -> int:
+    """Of a word, or of two that stand together: in many texts they recur."""
+    return zlib.crc32(" ".join(words).encode())

@@ -15,6 +15,7 @@ from prefmesh.preferences.tokens import Ragged, TokenIds, TokenPairs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 def encode_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenPairs:
     """Tokenise pairs; completions of plain text end with the end-of-text token.
 

@@ -76,6 +76,11 @@ def _layout(name: str, graph: nx.Graph) -> dict:
 
 
 def _draw_spectrum(axes: Axes, topology: Row) -> None:
+    if topology["eigenvalues"] is None:
+        axes.set_axis_off()
+        text = "so many agents:\nno eigenvalue but ρ\nwas computed"
+        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+        return
     # Complex eigenvalues (a directed graph's) come as [real, imaginary].
     found = [complex(*e) if isinstance(e, list) else complex(e) for e in topology["eigenvalues"]]
     found.sort(key=abs, reverse=True)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from prefmesh.errors import InputError
 from prefmesh.topology.mixing import MixingMatrix
 from prefmesh.topology.spectrum import DENSE_AGENTS
 from prefmesh.topology.weights import adjacency
@@ -16,12 +15,9 @@ def description(mixing: MixingMatrix) -> dict[str, Any]:
 
     `graph` is as a config writes it; `edges` are the links [i, j], each once (directed: i sends to j);
     `eigenvalues` fall, as pairs [re, im] where W is not symmetric; `mixing_matrix` is a list of rows.
-    Raises `InputError` above 2,000 agents, whose matrix would fill the disk.
+    These two are None above 2,000 agents: they would take minutes and fill the disk.
     """
-    if mixing.agents > DENSE_AGENTS:
-        raise InputError(
-            f"agents: {mixing.agents} found; allowed: up to {DENSE_AGENTS} where the matrix is written out"
-        )
+    dense = mixing.agents <= DENSE_AGENTS
     return {
         "graph": mixing.settings.model_dump(),
         "agents": mixing.agents,
@@ -30,8 +26,8 @@ def description(mixing: MixingMatrix) -> dict[str, Any]:
         "rho": mixing.rho,
         "spectral_gap": mixing.spectral_gap,
         "one_minus_rho_squared": mixing.one_minus_rho_squared,
-        "eigenvalues": [_json_number(value) for value in mixing.eigenvalues],
-        "mixing_matrix": mixing.matrix.toarray().tolist(),
+        "eigenvalues": [_json_number(value) for value in mixing.eigenvalues] if dense else None,
+        "mixing_matrix": mixing.matrix.toarray().tolist() if dense else None,
     }
 
 
