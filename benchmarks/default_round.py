@@ -74,10 +74,11 @@ def ours(train: str, mixing: str) -> dict[str, Any]:
     """Rounds of prefmesh's own loop."""
     import numpy as np
 
+    from prefmesh.algorithms.chunks import fitting
     from prefmesh.algorithms.gradients import Problem
     from prefmesh.algorithms.methods import METHODS, Population
     from prefmesh.algorithms.optimizers import OptimizerSettings
-    from prefmesh.algorithms.rounds import Learner, agents_per_pass
+    from prefmesh.algorithms.rounds import Learner
     from prefmesh.evaluation.scores import log_probs
     from prefmesh.objectives import ObjectiveSettings
 
@@ -94,7 +95,7 @@ def ours(train: str, mixing: str) -> dict[str, Any]:
         method=method,
         optimizer=OptimizerSettings(batch_size=BATCH),
         sampler=_Given(),  # type: ignore[arg-type]
-        agents_per_pass=agents_per_pass(problem, method, BATCH),
+        agents_per_pass=fitting(problem, method, BATCH, built.tokens_per_pass),
     )
     row = built.initial(0)
     state = learner.begin(row)

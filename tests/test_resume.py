@@ -200,6 +200,32 @@ def test_language_models(name, whole, tmp_path):
     assert adapter.is_file() == (name == "lora")
 
 
+def test_as_many_agents_in_a_pass_as_before(tmp_path, monkeypatch):
+    """What was measured to be fastest may come out otherwise when the run goes on; another number would round otherwise."""
+    settings = config(TINY, method=GOSSIP, runtime={"checkpoint_every": 1})
+    taken: list[int] = []
+    original = running.prepare
+
+    def noting(*args: Any, **options: Any) -> Any:
+        experiment = original(*args, **options)
+        taken.append(experiment.learner.agents_per_pass)
+        return experiment
+
+    monkeypatch.setattr(running, "prepare", noting)
+    for number in (2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr("prefmesh.algorithms.chunks.fastest", lambda *_, n=number: n)
+            patch.setenv("PREFMESH_CACHE", str(tmp_path / str(number)))
+            if number == 2:
+                with pytest.raises(Killed):
+                    running.run(settings, tmp_path / "run", listener=KilledAfter(2))
+            else:
+                summary = running.resume(tmp_path / "run")
+    assert taken == [2, 2]
+    assert summary["agents_per_pass"] == 2
+    assert summary["prompts_read_once"] is True
+
+
 # ---- stopped elsewhere
 
 

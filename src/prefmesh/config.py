@@ -24,18 +24,22 @@ from prefmesh.settings import Settings
 class RuntimeSettings(Settings):
     """Where and how it runs; nothing here changes results beyond rounding.
 
-    `agents_per_pass`: agents that share a forward pass; none means as many as fit. `threads`: torch's; none leaves them.
-    `checkpoints_kept`: how many of the newest stay.
+    `agents_per_pass`: agents that share a forward pass; none means as many as fit and, where a run is long enough for it, as
+    were measured to be fastest. `threads`: torch's; none leaves them. `checkpoints_kept`: how many of the newest stay.
     """
 
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, or a device by torch's name."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """Of the frozen model and of full fine-tuning; adapters on a `bfloat16` base stay in float32."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer, and compute the rest again in the backward pass: less memory, a third more time."""
     processes: Literal[1] = 1
     """One process hosts all agents."""
     threads: int | None = Field(default=None, ge=1)
     agents_per_pass: int | None = Field(default=None, ge=1)
+    memory_gb: float | None = Field(default=None, gt=0)
+    """GiB that a run may take of the device; passes are cut to what the model and the agents leave. None: passes of a sixteenth."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Rounds between checkpoints."""
     checkpoints_kept: int = Field(default=2, ge=1)
@@ -87,6 +91,8 @@ class ExperimentConfig(Settings):
                 raise InputError(
                     "policy.features: attributes are read off the built-in town's texts; allowed here: hashed"
                 )
+            if self.runtime.gradient_checkpointing:
+                raise InputError("runtime.gradient_checkpointing: log_linear has no layers; allowed: false")
             if self.objective.loss_type == "ipo":
                 raise InputError(
                     "objective.loss_type: ipo divides by completion lengths, which log_linear does not have"

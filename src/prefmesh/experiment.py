@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from prefmesh.algorithms import chunks
 from prefmesh.algorithms.gradients import Problem
 from prefmesh.algorithms.methods import METHODS, Method, Population
-from prefmesh.algorithms.rounds import Learner, agents_per_pass
+from prefmesh.algorithms.rounds import Learner
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.config import ExperimentConfig
+from prefmesh.environment import cpu_name
 from prefmesh.errors import InputError
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.measure import Evaluator
 from prefmesh.policies.base import EncodedPairs, Params, Policy
+from prefmesh.policies.cache import Tensors, cached
+from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.loading import load_policy
 from prefmesh.policies.reference import reference_log_probs
 from prefmesh.policies.settings import PolicySettings
@@ -60,10 +64,13 @@ class Experiment:
         return sum(len(part.encode()) for text in texts for part in spoken(text))
 
 
-def prepare(config: ExperimentConfig, say: Say = lambda _: None) -> Experiment:
+def prepare(
+    config: ExperimentConfig, say: Say = lambda _: None, *, agents_per_pass: int | None = None
+) -> Experiment:
     """Read, split, load, encode and score with the reference. Raises `InputError`; writes nothing but the cache.
 
-    Data and model are kept for the next call that asks for the same: a sweep prepares them once.
+    Data and model are kept for the next call that asks for the same: a sweep prepares them once. `agents_per_pass`: as it was
+    where a run goes on; none: as the config says, or chosen.
     """
     say("reading preferences")
     pairs, report, town = load_pairs(config.preferences, config.seed)
@@ -83,13 +90,16 @@ def prepare(config: ExperimentConfig, say: Say = lambda _: None) -> Experiment:
     )
     method = METHODS[config.method.name](config.method, population)
     sampler = Sampler([agent.train for agent in division.agents], config.optimizer, config.seed)
-    batch = sampler.pairs_per_batch
     learner = Learner(
         problem=problem,
         method=method,
         optimizer=config.optimizer,
         sampler=sampler,
-        agents_per_pass=config.runtime.agents_per_pass or agents_per_pass(problem, method, batch),
+        agents_per_pass=chunks.fitting(problem, method, sampler.pairs_per_batch, policy.tokens_per_pass),
+    )
+    start = policy.initial(config.seed)
+    learner = replace(
+        learner, agents_per_pass=agents_per_pass or _agents_per_pass(config, learner, start, say)
     )
     evaluator = Evaluator(
         problem=problem,
@@ -110,9 +120,36 @@ def prepare(config: ExperimentConfig, say: Say = lambda _: None) -> Experiment:
         method=method,
         learner=learner,
         evaluator=evaluator,
-        start=policy.initial(config.seed),
+        start=start,
         town=town,
     )
+
+
+def _agents_per_pass(config: ExperimentConfig, learner: Learner, start: Params, say: Say) -> int:
+    """As the config says, or the fastest that memory allows; measured once per machine and kind of pass, then remembered."""
+    runtime, problem, method = config.runtime, learner.problem, learner.method
+    policy, batch = problem.policy, learner.sampler.pairs_per_batch
+    bytes_ = chunks.pass_bytes(learner, start, policy.frozen_bytes, runtime.memory_gb)
+    if policy.device.type == "cuda" or bytes_ < policy.pass_bytes:
+        policy.pass_bytes = bytes_
+        learner = replace(
+            learner, agents_per_pass=chunks.fitting(problem, method, batch, policy.tokens_per_pass)
+        )
+    if runtime.agents_per_pass is not None:
+        return runtime.agents_per_pass
+    if not policy.stacks or not isinstance(policy, CausalLMPolicy):
+        return learner.agents_per_pass
+    most = chunks.fitting(problem, method, batch, policy.tokens_in(bytes_))
+    key = [
+        cpu_name(), str(torch.get_num_threads()), str(policy.device), policy.fingerprint(), problem.data.fingerprint(),
+        config.policy.model_dump_json(), config.method.model_dump_json(), str(batch), str(most),
+    ]  # fmt: skip
+
+    def measure() -> Tensors:
+        say("trying how many agents to take in a pass")
+        return {"agents": torch.tensor([chunks.fastest(learner, start, most)])}
+
+    return int(cached("passes", key, measure, lambda found: len(found["agents"]) == 1)["agents"])
 
 
 def load_pairs(settings: PreferencesSettings, seed: int) -> tuple[list[Pair], ReadReport | None, Town | None]:
@@ -135,9 +172,10 @@ def _load_pairs(
 
 @lru_cache(maxsize=1)
 def _load_policy(
-    kind: type[PolicySettings], settings_json: str, stamp: str, device: str, dtype: str
+    kind: type[PolicySettings], settings_json: str, stamp: str, device: str, dtype: str, checkpointing: bool
 ) -> Policy:
-    return load_policy(kind.model_validate_json(settings_json), device=device, dtype=dtype)
+    settings = kind.model_validate_json(settings_json)
+    return load_policy(settings, device=device, dtype=dtype, checkpointing=checkpointing)
 
 
 def policy_of(config: ExperimentConfig) -> Policy:
@@ -148,6 +186,7 @@ def policy_of(config: ExperimentConfig) -> Policy:
         _stamp(config.policy.model),
         config.runtime.torch_device(),
         config.runtime.dtype,
+        config.runtime.gradient_checkpointing,
     )
 
 

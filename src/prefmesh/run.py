@@ -65,9 +65,9 @@ def run(
     experiment = prepare(config, listener.stage)
 
     def begin(directory: Path) -> None:
-        write_json(
-            directory / "environment.json", describe_environment(config.seed, experiment.policy.device)
-        )
+        environment = describe_environment(config.seed, experiment.policy.device)
+        taken = {"agents_per_pass": experiment.learner.agents_per_pass}
+        write_json(directory / "environment.json", environment | taken)
         write_text(directory / "config.yaml", config.to_yaml())
 
     new_directory(out, begin)
@@ -96,7 +96,11 @@ def resume(
         return done
     listener = listener or Silent()
     _set_threads(own)
-    return _Run(prepare(own, listener.stage), out, listener, name or own.method.name).go()
+    # As before: another number would round otherwise.
+    path = out / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    experiment = prepare(own, listener.stage, agents_per_pass=environment.get("agents_per_pass"))
+    return _Run(experiment, out, listener, name or own.method.name).go()
 
 
 def finished(out: Path) -> dict[str, Any] | None:
@@ -294,6 +298,9 @@ class _Run:
             "rounds": last.get("round", 0),
             "agents": len(experiment.division.agents),
             "users": len({pair.user for pair in experiment.pairs}),
+            "agents_per_pass": experiment.learner.agents_per_pass,
+            # None where no prompt is read at all; False: the model attends by code of its own, prompts are read twice.
+            "prompts_read_once": getattr(experiment.policy, "packs", None),
             "training_pairs": int(sum(len(agent.train) for agent in experiment.division.agents)),
             "held_out_pairs": len(rows),
             "headline": "average" if one_policy else "own",

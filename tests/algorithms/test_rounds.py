@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from prefmesh.algorithms.rounds import agents_per_pass
 from tests import problems
 
 SIZES = (4, 3, 5)
@@ -67,21 +66,6 @@ def test_moments_are_kept_or_start_anew(state) -> None:
     steps = np.diff([0, *(float(model["theta"].norm()) for model in models)])
     assert steps / steps[0] == pytest.approx([1, 1.5, 1.75] if state == "keep" else [1, 1, 1], rel=1e-4)
     assert ("momentum/theta" in last.optimizer) == (state == "keep")
-
-
-def test_agents_share_a_pass_as_far_as_tokens_allow() -> None:
-    on = problems.problem("lora", 12, "float32")
-    learner = problems.learner(on, SIZES, {"name": "fed_dpo"}, {})
-    mean_cost = float(on.data.cost.mean())
-    expected = int(on.policy.tokens_per_pass // (4 * mean_cost))
-    assert agents_per_pass(on, learner.method, 4) == expected > 1
-    assert agents_per_pass(on, learner.method, 10**9) == 1
-    # A pass of the centralized agent holds all shards' batches.
-    pooled = problems.learner(on, SIZES, {"name": "centralized"}, {})
-    assert agents_per_pass(on, pooled.method, 4) == int(on.policy.tokens_per_pass // (12 * mean_cost))
-    # Full copies share nothing: one at a time costs least memory.
-    full = problems.problem("full", 12, "float32")
-    assert agents_per_pass(full, learner.method, 4) == 1
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ class Learner:
         active = method.participants(round_)
         end = {name: tensor.new_empty(len(active), *tensor.shape[1:]) for name, tensor in state.theta.items()}
         stats = []
-        for first in range(0, len(active), self.agents_per_pass):
-            here = np.arange(first, min(first + self.agents_per_pass, len(active)))
+        # As few passes as there must be, of like size: a last one of few agents would not pay.
+        for here in np.array_split(np.arange(len(active)), -(-len(active) // self.agents_per_pass)):
             agents = active[here]
             start = method.start(state, round_, agents)
             # Steps are taken in place, in the rows that the participants will have reached.
@@ -102,11 +102,3 @@ def consensus_error(theta: Params) -> float:
         for part in tensor.reshape(agents, -1).split(max(1, CONSENSUS_BLOCK // agents), dim=1):
             total += float((part - part.mean(0)).square().sum(dtype=torch.float64)) / agents
     return total
-
-
-def agents_per_pass(problem: Problem, method: Method, batch: int) -> int:
-    """How many agents fit in one pass of the policy: as many as its token budget holds, or one where nothing is shared."""
-    if not problem.policy.stacks:
-        return 1
-    pair = float(problem.data.cost.mean())
-    return max(1, int(problem.policy.tokens_per_pass // (pair * batch * method.shards.shape[1])))

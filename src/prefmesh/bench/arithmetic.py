@@ -95,7 +95,7 @@ def _with_gradient(policy: CausalLMPolicy, row: Params) -> set[str]:
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in row.items()}
     try:
         policy.log_probs(
-            leaves, TokenPairs(*(Ragged.of([ids]) for ids in ([1, 2], [3, 4], [5, 6]))), np.array([[0]])
+            leaves, TokenPairs(Ragged.of([[1, 2]]), Ragged.of([[3, 4]]), Ragged.of([[5, 6]])), np.array([[0]])
         )
     finally:
         for hook in hooks:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from prefmesh.preferences.pairs import Pair
 
+BYTES_PER_PASS = 2**28
+"""How much a pass keeps for its backward pass where nothing else is said: enough to keep a processor busy."""
+
 Params = dict[str, Tensor]
 """Named tensors, each with a leading agent axis: Theta of shape (agents, ...)."""
 
@@ -45,6 +48,9 @@ class EncodedPairs(Protocol):
 class Policy(Protocol):
     """A trained family of distributions over completions, relative to a frozen reference."""
 
+    pass_bytes: int
+    """How much a pass may keep for its backward pass."""
+
     @property
     def dtype(self) -> torch.dtype: ...
 
@@ -53,7 +59,16 @@ class Policy(Protocol):
 
     @property
     def tokens_per_pass(self) -> int:
-        """How much `EncodedPairs.cost` one pass may hold."""
+        """How much `EncodedPairs.cost` one pass may hold: `tokens_in(pass_bytes)`."""
+        ...
+
+    def tokens_in(self, bytes_: int) -> int:
+        """How much of it a pass keeps in so many bytes."""
+        ...
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What the frozen reference takes."""
         ...
 
     @property

@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from prefmesh.errors import InputError
 from prefmesh.policies import kernels, lora
-from prefmesh.policies.base import ChosenRejected, Params, Rows, Samples
+from prefmesh.policies.base import BYTES_PER_PASS, ChosenRejected, Params, Rows, Samples
 from prefmesh.policies.encoded import encoded_pairs
 from prefmesh.policies.packing import Packed, Reader, Tree, like_lengths
+from prefmesh.policies.recompute import recompute
 from prefmesh.preferences.encoding import end_id, prompt_ids
 from prefmesh.preferences.pairs import Pair, Text
 from prefmesh.preferences.tokens import TokenIds, TokenPairs
@@ -27,14 +29,15 @@ from prefmesh.randomness import torch_seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BYTES_PER_PASS = 2**28
-"""How much a pass may keep for its backward pass, roughly, and how large its logits may be where they are kept."""
 ACTIVATIONS_PER_LAYER = 16
 """Numbers that a transformer layer keeps for each token, in units of its width: about that many in a GPT-2 or Llama."""
 
 
 class CausalLMPolicy:
-    """`train="lora"` stacks adapters on the frozen model, `train="full"` stacks copies of all its weights."""
+    """`train="lora"` stacks adapters on the frozen model, `train="full"` stacks copies of all its weights.
+
+    `checkpointing`: layers keep their input alone for the backward pass and are computed again in it.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class CausalLMPolicy:
         train: Literal["lora", "full"],
         lora_settings: lora.LoraSettings | None = None,
         max_length: int = 512,
+        checkpointing: bool = False,
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -54,6 +58,7 @@ class CausalLMPolicy:
         self.max_length = min(
             max_length, getattr(model.config, "max_position_embeddings", None) or max_length
         )
+        self.pass_bytes = BYTES_PER_PASS
         self._fingerprint = _hash_tensors(model.state_dict())
         kernels.quicken(model)
         self.targets = lora.inject(model, self.lora_settings) if train == "lora" else []
@@ -61,6 +66,11 @@ class CausalLMPolicy:
         self._head_is_plain = _head_is_plain(model)
         self._reader = Reader(model)
         self.packs = self._reads_packed()
+        self.checkpointing = checkpointing
+        if checkpointing and not recompute(model, self._reader):
+            raise InputError(
+                f"runtime.gradient_checkpointing: {type(model).__name__} has no layers that transformers checkpoints; allowed: false"
+            )
 
     # ---- parameters
 
@@ -79,14 +89,25 @@ class CausalLMPolicy:
 
     @property
     def tokens_per_pass(self) -> int:
-        """How many tokens one pass may hold so that what it keeps stays small."""
+        """How many tokens one pass may hold so that it keeps at most `pass_bytes`."""
+        return self.tokens_in(self.pass_bytes)
+
+    def tokens_in(self, bytes_: int) -> int:
+        """How many tokens a pass keeps in so many bytes for its backward pass, roughly, logits included where they are kept."""
         config = self.model.config.get_text_config()
-        kept = config.num_hidden_layers * config.hidden_size * ACTIVATIONS_PER_LAYER
+        layers, each = config.num_hidden_layers, config.hidden_size * ACTIVATIONS_PER_LAYER
+        # Under checkpointing, a layer's input for each, and one layer in full while it is computed again.
+        kept = layers * config.hidden_size + each if self.checkpointing else layers * each
         if self.train == "full" or not self._head_is_plain:
             kept = max(kept, config.vocab_size)
         # Padded rows hold every prompt twice, and at most as much again of the longer completion.
         kept *= 1 if self.packs else 2
-        return max(1, BYTES_PER_PASS // (kept * self.dtype.itemsize))
+        return max(1, bytes_ // (kept * self.dtype.itemsize))
+
+    @property
+    def frozen_bytes(self) -> int:
+        """The frozen model's."""
+        return sum(tensor.nbytes for tensor in self.model.parameters())
 
     @property
     def tokens_per_call(self) -> int:

@@ -41,8 +41,10 @@ def encoded_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", m
         lambda: _tensors(encode_pairs(pairs, tokenizer, max_length)),
         lambda tensors: all(len(tensors[f"{side}/ends"]) == len(pairs) for side in SIDES),
     )
-    sides = [Ragged(found[f"{side}/ids"].numpy(), found[f"{side}/ends"].numpy()) for side in SIDES]
-    return TokenPairs(*sides, **dict(zip(CUT, found["cut"].tolist(), strict=True)))
+    prompt, chosen, rejected = (
+        Ragged(found[f"{side}/ids"].numpy(), found[f"{side}/ends"].numpy()) for side in SIDES
+    )
+    return TokenPairs(prompt, chosen, rejected, **dict(zip(CUT, found["cut"].tolist(), strict=True)))
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:

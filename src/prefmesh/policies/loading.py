@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_policy(settings: PolicySettings, *, device: str, dtype: str) -> Policy:
-    """Build the policy; `device` is torch's name, `dtype` the precision of the frozen model.
+def load_policy(settings: PolicySettings, *, device: str, dtype: str, checkpointing: bool = False) -> Policy:
+    """Build the policy; `device` is torch's name, `dtype` the precision of the frozen model, `checkpointing` as in `CausalLMPolicy`.
 
     Raises `InputError` for a model that is not there, has no tokenizer, or that no LoRA target matches.
     """
@@ -36,6 +36,7 @@ def load_policy(settings: PolicySettings, *, device: str, dtype: str) -> Policy:
         train=settings.train,
         lora_settings=settings.lora,
         max_length=settings.max_length,
+        checkpointing=checkpointing,
     )
 
 

@@ -17,8 +17,8 @@ from prefmesh.errors import InputError
 from prefmesh.policies.base import ChosenRejected, Params, Rows
 from prefmesh.preferences.pairs import Pair
 
-NUMBERS_PER_PASS = 2**19
-"""Features of one side in a pass: more fall out of the processor's cache before they are used again."""
+BYTES_PER_PASS = 2**23
+"""Features in a pass: more fall out of the processor's cache before they are used again."""
 
 Features = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
 """phi: full texts to features."""
@@ -70,9 +70,19 @@ class LogLinearPolicy:
         self.dtype = dtype
         self.device = torch.device(device)
         self.dim = features([""]).shape[1]
-        self.tokens_per_pass = NUMBERS_PER_PASS // self.dim
+        self.pass_bytes = BYTES_PER_PASS
 
     stacks = True
+    frozen_bytes = 0
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Pairs whose features take `pass_bytes`."""
+        return self.tokens_in(self.pass_bytes)
+
+    def tokens_in(self, bytes_: int) -> int:
+        """A pair costs one; it has two rows of features."""
+        return max(1, bytes_ // (2 * self.dim * self.dtype.itemsize))
 
     def initial(self, seed: int) -> Params:
         """theta = 0, where the policy is the reference. Nothing is drawn."""

@@ -34,7 +34,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", ma
         prompts.append(prompt[-kept:])
         chosen.append(good)
         rejected.append(bad)
-    sides = (Ragged.of(side) for side in (prompts, chosen, rejected))
+    sides = Ragged.of(prompts), Ragged.of(chosen), Ragged.of(rejected)
     return TokenPairs(*sides, prompts_cut, completions_cut, same)
 
 
