@@ -5,7 +5,7 @@ process: two rounds, of which the second is reported (the first also pays for fi
 `--repeats` times. Times are of rounds alone; scoring the reference once, which ours does before the first round, is
 reported beside them and added to one round in `ratio_with_reference`. The yardstick is the loop of the paper's script:
 one sequence per forward pass, the reference scored at every step, one full model per agent, all of it trained
-(`naive-full`). `naive-lora` is the same loop with PEFT's adapter.
+(`naive-full`). `naive-lora` is the same loop with PEFT's adapter. `ours-bf16`: LoRA on a base in bfloat16, adapters in float32.
 
     python benchmarks/default_round.py --repeats 3
 """
@@ -20,7 +20,7 @@ import machine
 
 AGENTS, STEPS, BATCH, VOCABULARY = 5, 3, 4, 50_257
 ROUNDS = 2
-VARIANTS = [f"{who}-{train}" for train in ("lora", "full") for who in ("naive", "ours")]
+VARIANTS = ["naive-lora", "ours-lora", "ours-bf16", "naive-full", "ours-full"]
 
 
 def model() -> Any:
@@ -63,11 +63,14 @@ def batches(round_: int) -> Any:
 
 
 def policy(train: str) -> Any:
-    """Ours, on the benchmark's model."""
+    """Ours, on the benchmark's model; `bf16`: adapters in float32 on a base in bfloat16."""
+    import torch
+
     from prefmesh.policies.causal_lm import CausalLMPolicy
 
+    base = model().to(torch.bfloat16) if train == "bf16" else model()
     # No text is encoded here: pairs are made of token ids.
-    return CausalLMPolicy(model(), None, train=train)  # type: ignore[arg-type]
+    return CausalLMPolicy(base, None, train="full" if train == "full" else "lora")  # type: ignore[arg-type]
 
 
 def ours(train: str, mixing: str) -> dict[str, Any]:
@@ -218,7 +221,13 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "moved": repeats[0]["moved"],
         }
     # The paper's script trains full models: the yardstick of both; a naive loop with LoRA stands beside it.
-    for naive_train, ours_train in (("full", "lora"), ("full", "full"), ("lora", "lora")):
+    for naive_train, ours_train in (
+        ("full", "lora"),
+        ("full", "bf16"),
+        ("full", "full"),
+        ("lora", "lora"),
+        ("lora", "bf16"),
+    ):
         slow, fast = runs.get(f"naive-{naive_train}"), runs.get(f"ours-{ours_train}")
         if slow and fast:
             ratios = [a["seconds"][-1] / b["seconds"][-1] for a, b in zip(slow, fast, strict=True)]

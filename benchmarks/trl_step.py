@@ -1,11 +1,13 @@
 """A step of DPO against TRL's `DPOTrainer`: Anthropic's harmless pairs, LoRA r = 8, 4 pairs a step, one agent.
 
 Both train the same model from the same adapter on the same pairs in the same order, in one process, in turn (the contestants of
-`prefmesh bench --against trl`, and ours with padded rows beside); times are of single steps, medians. TRL has its reference precomputed and checkpoints nothing; its padding-free
-option needs flash attention. The model has random weights and a tokenizer made from the pairs' own texts with as many tokens
-as the model's vocabulary asks for.
+`prefmesh bench --against trl`, and ours with padded rows beside); times are of single steps, medians. TRL has its reference
+precomputed and checkpoints nothing; its padding-free option needs flash attention. The model has random weights and a tokenizer
+made from the pairs' own texts with as many tokens as the model's vocabulary asks for.
 
     python benchmarks/trl_step.py --model gpt2 --data ../shared/data/hh_helpful_harmless.jsonl.gz
+
+With `--leave DIRECTORY` nothing is measured: the model and its config stay there, for `prefmesh bench DIRECTORY/config.yaml`.
 """
 
 import argparse
@@ -56,10 +58,9 @@ def tokenizer(texts: list[str], size: int) -> Any:
     return train_tokenizer(texts, vocab_size=size, max_length=512, chat=False)
 
 
-def experiment(family: str, data: str, directory: str, steps: int) -> Any:
+def config(family: str, data: str, directory: str, steps: int) -> Any:
     """One agent that holds all harmless pairs, a step a round; the model and its tokenizer are left in `directory`."""
     from prefmesh.config import ExperimentConfig
-    from prefmesh.experiment import prepare
 
     texts = [part for p in pairs(data) for part in (p.prompt + p.chosen, p.rejected)]
     model(family).save_pretrained(directory)
@@ -78,7 +79,7 @@ def experiment(family: str, data: str, directory: str, steps: int) -> Any:
         "evaluation": {"held_out": 0.0, "samples": 0},
         "runtime": {},
     }
-    return prepare(ExperimentConfig.parse(raw))
+    return ExperimentConfig.parse(raw)
 
 
 def main() -> None:
@@ -86,6 +87,7 @@ def main() -> None:
     from prefmesh.bench.contest import Schedule
     from prefmesh.bench.ours import FirstAgent
     from prefmesh.bench.trl import Trl
+    from prefmesh.experiment import prepare
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,8 +97,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="a turn; the first turn compares the losses")
     parser.add_argument("--repeats", type=int, default=3, help="turns whose times count")
     parser.add_argument("--no-store", action="store_true", help="print, and write no result")
+    parser.add_argument(
+        "--leave", metavar="DIRECTORY", help="make the model and its config.yaml there, and stop"
+    )
     arguments = parser.parse_args()
     schedule = Schedule(turns=arguments.repeats, rounds=arguments.steps)
+    if arguments.leave:
+        left = config(arguments.model, str(Path(arguments.data).resolve()), arguments.leave, schedule.total)
+        (Path(arguments.leave) / "config.yaml").write_text(left.to_yaml())
+        return
 
     class Padded(FirstAgent):
         """Ours as it is for models that cannot read packed rows."""
@@ -109,7 +118,7 @@ def main() -> None:
                 self.learner.problem.policy.packs = True
 
     with tempfile.TemporaryDirectory() as directory:
-        prepared = experiment(arguments.model, str(Path(arguments.data)), directory, schedule.total)
+        prepared = prepare(config(arguments.model, str(Path(arguments.data)), directory, schedule.total))
         contestants = {"packed": FirstAgent(prepared), "trl": Trl(prepared), "padded": Padded(prepared)}
         turns = []
         for first in schedule.starts:

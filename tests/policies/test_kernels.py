@@ -19,6 +19,15 @@ def both(build):
     return plain, fast
 
 
+@pytest.fixture(params=[True, False], ids=["oneDNN", "torch"])
+def preferred(request, monkeypatch):
+    """With oneDNN's product and with torch's own, whatever this machine prefers."""
+    if request.param and not kernels.ONEDNN:
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(kernels, "PREFERRED", request.param)
+
+
+@pytest.mark.usefixtures("preferred")
 @pytest.mark.skipif(not kernels.ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize(
     "build",
@@ -54,6 +63,7 @@ def test_other_precisions_are_left_to_torch(build):
     assert torch.equal(plain.double()(x), fast.double()(x))
 
 
+@pytest.mark.usefixtures("preferred")
 def test_a_frozen_weight_keeps_no_inputs():
     """What LoRA's memory rests on: the backward pass of a frozen layer needs its weight alone."""
     _, fast = both(lambda: torch.nn.Linear(24, 40))

@@ -18,14 +18,27 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether torch was built with oneDNN's product."""
+
+
+def _intel() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return any(line.startswith("vendor_id") and "GenuineIntel" in line for line in file)
+    except OSError:
+        return False
+
+
+PREFERRED = ONEDNN and not (torch.backends.mkl.is_available() and _intel())
+"""Whether it is the faster one for float32: MKL leaves AVX-512 unused on processors that are not Intel's, and wins on Intel's
+(figures: benchmarks/README.md). By the maker and not by trying, so that every run on a machine rounds alike."""
 
 
 def quicken(model: nn.Module) -> None:
     """Swap layers, in place, for ones that compute the same (to rounding); parameters and their names stay.
 
-    torch's own float32 products on a CPU go to MKL, which leaves AVX-512 unused on processors that are not Intel's;
-    oneDNN, which torch carries too, takes what there is (`benchmarks/README.md` has figures). GPT-2's "new" GELU is
-    written out in eight operations, each of which keeps its result for the backward pass.
+    Linear layers take the faster of the two products that torch carries (`PREFERRED`). GPT-2's "new" GELU is written out in
+    eight operations, each of which keeps its result for the backward pass.
     """
     for name, module in list(model.named_modules()):
         if type(module) in _FASTER and ONEDNN:
@@ -45,7 +58,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `product` is the faster one there."""
-    return ONEDNN and device.type == "cpu" and dtype == torch.float32
+    return PREFERRED and device.type == "cpu" and dtype == torch.float32
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -244,6 +244,10 @@ def attention(
     else:
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     window = options.get("sliding_window") or getattr(module, "sliding_window", None)
+    own = query.dtype
+    if query.device.type == "cpu" and own.itemsize < 4:
+        # torch's attention on CPUs is several times slower in half precision than in float32, backward most of all.
+        query, key, value = query.float(), key.float(), value.float()
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     if packed.order is not None:
         rows = [_Take.apply(x, *packed.order) for x in rows]
@@ -255,6 +259,6 @@ def attention(
         out, _ = attend(module, *padded, mask, **options)
         found.append(_Take.apply(out.flatten(0, 1), group.places.back, group.places.take.flatten()))
     if packed.order is None:
-        return found[0][None], None
+        return found[0][None].to(own), None
     order, back = packed.order
-    return _Take.apply(torch.cat(found), back, order)[None], None
+    return _Take.apply(torch.cat(found), back, order)[None].to(own), None
