@@ -18,7 +18,7 @@ def bench(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="Measure others in turn: single (ours, one agent a pass), peft, naive (loops over models), trl; may be repeated.",
+            help="Measure others in turn: single (ours, one agent a pass), peft, naive (loops over models), trl, flower (its simulation engine); may be repeated.",
         ),
     ] = None,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Of each, after one that warms up.")] = 5,

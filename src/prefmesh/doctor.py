@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 OPTIONAL = {
     "trl": "tests of equality with TRL (extra: dev)",
     "pytest": "the tests (extra: dev)",
+    "flwr": "bench --against flower, with ray (extra: flower)",
     "accelerate": "loading models larger than memory",
     "cvxpy": "fastest-mixing weights, with clarabel (extra: theory)",
 }

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prefmesh.bench import arithmetic, machine
 from prefmesh.bench.contest import Contestant, Schedule, against, alone
+from prefmesh.bench.flower import Flower
 from prefmesh.bench.loops import Naive, Peft
 from prefmesh.bench.ours import FirstAgent, Rounds, batches
 from prefmesh.bench.trl import Trl
@@ -35,8 +36,9 @@ RIVALS: dict[str, tuple[Check, Make, Make]] = {
     "peft": (Peft.check, Rounds, Peft),
     "naive": (Naive.check, Rounds, Naive),
     "trl": (Trl.check, FirstAgent, Trl),
+    "flower": (Flower.check, Rounds, Flower),
 }
-"""What a rival refuses, ours, and theirs: our own rounds with one agent a pass; loops over models; TRL on the first agent's steps."""
+"""What a rival refuses, ours, and theirs: our own rounds with one agent a pass; loops over models; TRL on the first agent's steps; Flower's simulation."""
 
 
 def bench(
@@ -179,6 +181,9 @@ def table(found: dict[str, Any]) -> "list[Table]":
                 each,
                 f"{r['losses_apart']:.1e}",
             )
+            for part in ("computing", "overhead"):
+                if part in r:
+                    rivals.add_row(f"  {part}", f"{r[part]:.3g}")
         tables.append(rivals)
     if "profile" in found:
         shares = Table(title="time of a round by operation")

@@ -3,7 +3,7 @@
 import statistics
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,10 +11,11 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
-    """Of each round: seconds and the mean loss of its steps."""
+    """Of each round: seconds and the mean loss of its steps; `parts`: what the seconds went into, where that is known."""
 
     seconds: list[float]
     losses: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ def alone(ours: Contestant, schedule: Schedule) -> list[Timed]:
 def against(ours: Contestant, theirs: Contestant, schedule: Schedule) -> dict[str, Any]:
     """Seconds a round of both (medians over turns of medians within one), and the median of the turns' ratios.
 
-    `losses_apart`: the largest difference of a loss in the first turn, in which both began at the same parameters and saw the
+    The rival's `parts` stand beside them under their own names, likewise medians. `losses_apart`: the largest difference of a loss in the first turn, in which both began at the same parameters and saw the
     same pairs in the same order.
     """
     both = [
@@ -84,10 +85,14 @@ def against(ours: Contestant, theirs: Contestant, schedule: Schedule) -> dict[st
     runs = [
         {"ours": statistics.median(a.seconds), "theirs": statistics.median(b.seconds)} for a, b in both[1:]
     ]
+    parts = {
+        name: statistics.median(statistics.median(b.parts[name]) for _, b in both[1:]) for name in other.parts
+    }
     return {
         "ratio": statistics.median(run["theirs"] / run["ours"] for run in runs),
         "ours": statistics.median(run["ours"] for run in runs),
         "theirs": statistics.median(run["theirs"] for run in runs),
+        **parts,
         "runs": runs,
         "losses_apart": max(abs(a - b) for a, b in zip(mine.losses, other.losses, strict=True)),
     }
