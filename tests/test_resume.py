@@ -19,6 +19,7 @@ from prefmesh import checkpoint
 from prefmesh import run as running
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import Diverged, InputError
+from prefmesh.experiment import prepare
 from prefmesh.interruption import Interrupted
 from tests.runs import TINY, TOWN, config, contents, without_seconds
 
@@ -202,13 +203,13 @@ def test_language_models(name, whole, tmp_path):
 
 def test_as_many_agents_in_a_pass_as_before(tmp_path, monkeypatch):
     """What was measured to be fastest may come out otherwise when the run goes on; another number would round otherwise."""
-    settings = config(TINY, method=GOSSIP, runtime={"checkpoint_every": 1})
-    taken: list[int] = []
+    settings = config(TINY, method=GOSSIP, runtime={"checkpoint_every": 1, "memory_gb": 0.8})
+    taken: list[tuple[int, int]] = []
     original = running.prepare
 
     def noting(*args: Any, **options: Any) -> Any:
         experiment = original(*args, **options)
-        taken.append(experiment.learner.agents_per_pass)
+        taken.append((experiment.learner.agents_per_pass, experiment.policy.pass_bytes))
         return experiment
 
     monkeypatch.setattr(running, "prepare", noting)
@@ -221,7 +222,12 @@ def test_as_many_agents_in_a_pass_as_before(tmp_path, monkeypatch):
                     running.run(settings, tmp_path / "run", listener=KilledAfter(2))
             else:
                 summary = running.resume(tmp_path / "run")
-    assert taken == [2, 2]
+    assert taken[0] == taken[1]
+    assert taken[0][0] == 2
+    # The policy is kept for the next config, the memory that this one leaves to a pass is not.
+    unlimited = config(TINY, method=GOSSIP, runtime={"checkpoint_every": 1})
+    policy = prepare(unlimited, agents_per_pass=2).policy
+    assert taken[0][1] < policy.pass_bytes == policy.usual_pass_bytes
     assert summary["agents_per_pass"] == 2
     assert summary["prompts_read_once"] is True
 

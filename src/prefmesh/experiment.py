@@ -95,11 +95,14 @@ def prepare(
         method=method,
         optimizer=config.optimizer,
         sampler=sampler,
-        agents_per_pass=chunks.fitting(problem, method, sampler.pairs_per_batch, policy.tokens_per_pass),
+        agents_per_pass=1,
     )
     start = policy.initial(config.seed)
+    bytes_ = chunks.pass_bytes(learner, start, policy.frozen_bytes, config.runtime.memory_gb)
+    # The policy may have been another config's before: what it was told then does not count.
+    policy.pass_bytes = bytes_ if policy.device.type == "cuda" else min(bytes_, policy.usual_pass_bytes)
     learner = replace(
-        learner, agents_per_pass=agents_per_pass or _agents_per_pass(config, learner, start, say)
+        learner, agents_per_pass=agents_per_pass or _agents_per_pass(config, learner, start, bytes_, say)
     )
     evaluator = Evaluator(
         problem=problem,
@@ -125,24 +128,20 @@ def prepare(
     )
 
 
-def _agents_per_pass(config: ExperimentConfig, learner: Learner, start: Params, say: Say) -> int:
-    """As the config says, or the fastest that memory allows; measured once per machine and kind of pass, then remembered."""
-    runtime, problem, method = config.runtime, learner.problem, learner.method
+def _agents_per_pass(config: ExperimentConfig, learner: Learner, start: Params, bytes_: int, say: Say) -> int:
+    """As the config says, or the fastest that keeps `bytes_`; measured once per machine and kind of pass, then remembered."""
+    problem, method = learner.problem, learner.method
     policy, batch = problem.policy, learner.sampler.pairs_per_batch
-    bytes_ = chunks.pass_bytes(learner, start, policy.frozen_bytes, runtime.memory_gb)
-    if policy.device.type == "cuda" or bytes_ < policy.pass_bytes:
-        policy.pass_bytes = bytes_
-        learner = replace(
-            learner, agents_per_pass=chunks.fitting(problem, method, batch, policy.tokens_per_pass)
-        )
-    if runtime.agents_per_pass is not None:
-        return runtime.agents_per_pass
+    if config.runtime.agents_per_pass is not None:
+        return config.runtime.agents_per_pass
+    learner = replace(learner, agents_per_pass=chunks.fitting(problem, method, batch, policy.tokens_per_pass))
     if not policy.stacks or not isinstance(policy, CausalLMPolicy):
         return learner.agents_per_pass
     most = chunks.fitting(problem, method, batch, policy.tokens_in(bytes_))
     key = [
         cpu_name(), str(torch.get_num_threads()), str(policy.device), policy.fingerprint(), problem.data.fingerprint(),
-        config.policy.model_dump_json(), config.method.model_dump_json(), str(batch), str(most),
+        config.policy.model_dump_json(), config.method.model_dump_json(), config.optimizer.model_dump_json(),
+        str(policy.checkpointing), str(batch), str(most),
     ]  # fmt: skip
 
     def measure() -> Tensors:

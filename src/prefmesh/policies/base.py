@@ -50,6 +50,8 @@ class Policy(Protocol):
 
     pass_bytes: int
     """How much a pass may keep for its backward pass."""
+    usual_pass_bytes: int
+    """The same where nothing is said."""
 
     @property
     def dtype(self) -> torch.dtype: ...

@@ -39,6 +39,8 @@ class CausalLMPolicy:
     `checkpointing`: layers keep their input alone for the backward pass and are computed again in it.
     """
 
+    usual_pass_bytes = BYTES_PER_PASS
+
     def __init__(
         self,
         model: "PreTrainedModel",
@@ -58,7 +60,7 @@ class CausalLMPolicy:
         self.max_length = min(
             max_length, getattr(model.config, "max_position_embeddings", None) or max_length
         )
-        self.pass_bytes = BYTES_PER_PASS
+        self.pass_bytes = self.usual_pass_bytes
         self._fingerprint = _hash_tensors(model.state_dict())
         kernels.quicken(model)
         self.targets = lora.inject(model, self.lora_settings) if train == "lora" else []

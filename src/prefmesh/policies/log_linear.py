@@ -70,8 +70,9 @@ class LogLinearPolicy:
         self.dtype = dtype
         self.device = torch.device(device)
         self.dim = features([""]).shape[1]
-        self.pass_bytes = BYTES_PER_PASS
+        self.pass_bytes = self.usual_pass_bytes
 
+    usual_pass_bytes = BYTES_PER_PASS
     stacks = True
     frozen_bytes = 0
 
