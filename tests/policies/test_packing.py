@@ -110,7 +110,7 @@ def test_a_row_holds_every_prompt_once_and_nothing_else() -> None:
     assert packed.targets.tolist() == [8, 9, 10, 11, 12, 14, 15, 16]
     assert packed.counts.tolist() == [2, 3, 1, 2]
     assert len(packed.groups) == 2
-    sees = packed.mask(0, None, None)[0, 0]
+    sees = packed.groups[0].sees(None)[0, 0]
     assert sees.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -119,7 +119,7 @@ def test_a_row_holds_every_prompt_once_and_nothing_else() -> None:
         [1, 1, 1, 0, 1, 0],
         [1, 1, 1, 0, 1, 1],
     ]
-    windowed = packed.mask(0, 2, None)[0, 0]
+    windowed = packed.groups[0].sees(2)[0, 0]
     assert windowed[5].int().tolist() == [0, 0, 0, 0, 1, 1]  # positions 3, 4
     assert windowed[3].int().tolist() == [0, 0, 1, 1, 0, 0]
 

@@ -63,15 +63,17 @@ class StackedLoRA(nn.Module):
         x = x.to(self.lora_A.dtype)
         reading = packing.CURRENT.get()
         uneven = reading.packed.agents if reading and agents > 1 else None
-        rows = uneven.pad(x.flatten(0, -2)) if uneven else x.reshape(agents, -1, self.in_features)
-        low = torch.bmm(rows, self.lora_A.mT)
+        rows = uneven.pad(x.flatten(0, -2)) if uneven else x
+        low = torch.bmm(rows.reshape(agents, -1, self.in_features), self.lora_A.mT)
         if y.dtype == low.dtype and not uneven:
             return torch.baddbmm(
                 y.view(agents, -1, self.out_features), low, self.lora_B.mT, alpha=self.scaling
             ).view_as(y)
-        update = self.scaling * torch.bmm(low, self.lora_B.mT).flatten(0, 1)
+        # Zero where nothing is, which keeps padding out of both factors' gradients.
+        low = low * (self.scaling * uneven.held.view(agents, -1, 1) if uneven else self.scaling)
+        update = torch.bmm(low, self.lora_B.mT).flatten(0, 1)
         if uneven:
-            update = update.index_select(0, uneven.back)
+            update = uneven.unpad(update)
         return y + update.view_as(y).to(y.dtype)
 
 

@@ -43,28 +43,39 @@ class Tree(NamedTuple):
 class Places(NamedTuple):
     """From a row of tokens to padded rows and back.
 
-    `take` (rows, width): the place in the row of every padded place, 0 where nothing is; `back` (tokens,): the inverse.
+    `take` (places,): the token of every padded place, row by row, the row's first where nothing is; `back` (tokens,): the
+    inverse. `held` (places,): where something is.
     """
 
-    take: Int[Tensor, "rows width"]
+    take: Int[Tensor, " places"]
     back: Int[Tensor, " tokens"]
+    held: Bool[Tensor, " places"]
 
     @classmethod
-    def of(cls, lengths: Int[np.ndarray, " rows"], starts: Int[np.ndarray, " rows"]) -> "Places":
-        """Of stretches of the row that begin at `starts`, in this order."""
-        width = int(lengths.max())
-        column = np.arange(width)
-        inside = column < lengths[:, None]
-        index = np.where(inside, starts[:, None] + column, 0)
-        return cls(torch.from_numpy(index), torch.from_numpy(np.flatnonzero(inside)))
+    def of(cls, parts: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]) -> "Places":
+        """`parts`: lengths and starts of stretches of the row, a padded row each, padded to the part's longest."""
+        take, held = [], []
+        for lengths, starts in parts:
+            column = np.arange(int(lengths.max()))
+            inside = column < lengths[:, None]
+            take.append((starts[:, None] + np.where(inside, column, 0)).reshape(-1))
+            held.append(inside.reshape(-1))
+        index, inside = np.concatenate(take), np.concatenate(held)
+        back = np.empty(int(inside.sum()), dtype=np.int64)
+        back[index[inside]] = np.flatnonzero(inside)
+        return cls(torch.from_numpy(index), torch.from_numpy(back), torch.from_numpy(inside))
 
     def pad(self, x: Tensor) -> Tensor:
-        """(tokens, ...) to (rows, width, ...). The gradient at padding is taken to be zero."""
-        return _Take.apply(x, self.take.flatten(), self.back).unflatten(0, self.take.shape)
+        """(tokens, ...) to (places, ...). Gradients at padding are left out."""
+        return _Take.apply(x, self.take, self.back)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(places, ...) to (tokens, ...). What comes back at padding is the gradient of the row's first token: to be left out."""
+        return _Take.apply(x, self.back, self.take)
 
     def to(self, device: torch.device) -> "Places":
         """On a device."""
-        return Places(self.take.to(device), self.back.to(device))
+        return Places(*(tensor.to(device) for tensor in self))
 
 
 class _Take(torch.autograd.Function):
@@ -84,12 +95,11 @@ class _Take(torch.autograd.Function):
 class Group(NamedTuple):
     """Trees of like length, which attention sees side by side: padded to the longest."""
 
-    places: Places
     position: Int[Tensor, "trees width"]
     branch: Int[Tensor, "trees width"]
     """0: prompt; k: the k-th completion; -1: padding."""
 
-    def mask(self, window: int | None) -> Bool[Tensor, "trees 1 width width"]:
+    def sees(self, window: int | None) -> Bool[Tensor, "trees 1 width width"]:
         """Who sees whom: the prompt and one's own completion, up to oneself, at most `window` positions back."""
         query, key = self.branch[:, :, None], self.branch[:, None, :]
         order = torch.arange(self.branch.shape[1], device=self.branch.device)
@@ -114,10 +124,10 @@ class Packed:
     targets: Int[Tensor, " positions"]
     counts: Int[np.ndarray, " completions"]
     groups: tuple[Group, ...]
-    order: tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]] | None
-    """The row's tokens in the order of the groups, and the inverse; none: the same order."""
+    places: Places
+    """Of the groups' trees, group by group."""
     agents: Places | None
-    _masks: dict[tuple[int, int | None, torch.dtype | None], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, trees: Sequence[Tree], agents: int, *, group_tokens: int, device: torch.device) -> "Packed":
@@ -138,18 +148,18 @@ class Packed:
                 read += [np.array([start + prompt - 1]), np.arange(place, place + kept)]
                 place += kept
         positions, branches = np.concatenate(position), np.concatenate(branch)
-        tokens_of = np.split(np.arange(len(positions)), starts[1:])
-        groups, listed = [], []
-        for part in like_lengths(lengths, group_tokens):
-            here = lengths[part]
-            places = Places.of(here, np.cumsum(here) - here)
-            listed.append(np.concatenate([tokens_of[i] for i in part]))
-            kind = np.full(places.take.shape, -1)
-            kind.reshape(-1)[places.back.numpy()] = branches[listed[-1]]
-            groups.append(
-                Group(places, torch.from_numpy(positions[listed[-1]])[places.take], torch.from_numpy(kind))
+        parts = [(lengths[part], starts[part]) for part in like_lengths(lengths, group_tokens)]
+        places = Places.of(parts)
+        kinds = np.full(len(places.take), -1)
+        kinds[places.back.numpy()] = branches
+        shapes = [(len(long), int(long.max())) for long, _ in parts]
+        ends = np.cumsum([trees * width for trees, width in shapes])[:-1]
+        groups = [
+            Group(*(torch.from_numpy(x.reshape(shape)) for x in pair))
+            for shape, *pair in zip(
+                shapes, np.split(positions[places.take.numpy()], ends), np.split(kinds, ends), strict=True
             )
-        order = np.concatenate(listed)
+        ]
         each = lengths.reshape(agents, -1).sum(1)
         uneven = bool((each != each[0]).any())
         completions = [completion for tree in trees for completion in tree.completions]
@@ -159,22 +169,18 @@ class Packed:
             read=torch.from_numpy(np.concatenate(read)).to(device),
             targets=torch.tensor([token for c in completions for token in c], device=device),
             counts=np.array([len(c) for c in completions]),
-            groups=tuple(Group(g.places.to(device), *(t.to(device) for t in g[1:])) for g in groups),
-            order=None
-            if len(groups) == 1
-            else (torch.from_numpy(order).to(device), torch.from_numpy(np.argsort(order)).to(device)),
-            agents=Places.of(each, np.cumsum(each) - each).to(device) if uneven else None,
+            groups=tuple(Group(*(tensor.to(device) for tensor in group)) for group in groups),
+            places=places.to(device),
+            agents=Places.of([(each, np.cumsum(each) - each)]).to(device) if uneven else None,
         )
 
-    def mask(self, group: int, window: int | None, additive: torch.dtype | None) -> Tensor:
-        """Made once for all layers. `additive`: as a number to add to the scores, in this precision."""
-        key = (group, window, additive)
+    def mask(self, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to a group's scores: nothing, or the least number there is. Made once for all layers."""
+        key = (group, window, dtype)
         if key not in self._masks:
-            sees = self.groups[group].mask(window)
-            if additive is not None:
-                hidden = torch.finfo(additive).min
-                sees = torch.zeros(sees.shape, dtype=additive, device=sees.device).masked_fill_(~sees, hidden)
-            self._masks[key] = sees
+            sees = self.groups[group].sees(window)
+            mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+            self._masks[key] = mask.masked_fill_(~sees, torch.finfo(dtype).min)
         return self._masks[key]
 
 
@@ -248,17 +254,12 @@ def attention(
     if query.device.type == "cpu" and own.itemsize < 4:
         # torch's attention on CPUs is several times slower in half precision than in float32, backward most of all.
         query, key, value = query.float(), key.float(), value.float()
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-    if packed.order is not None:
-        rows = [_Take.apply(x, *packed.order) for x in rows]
-    parts = [x.split([len(group.places.back) for group in packed.groups]) for x in rows]
+    padded = [packed.places.pad(x.squeeze(0).transpose(0, 1)) for x in (query, key, value)]
+    shapes = [group.branch.shape for group in packed.groups]
+    parts = [x.split([trees * width for trees, width in shapes]) for x in padded]
     found = []
-    for k, (group, *qkv) in enumerate(zip(packed.groups, *parts, strict=True)):
-        padded = [group.places.pad(x).transpose(1, 2) for x in qkv]
-        mask = packed.mask(k, window, query.dtype if reading.eager else None)
-        out, _ = attend(module, *padded, mask, **options)
-        found.append(_Take.apply(out.flatten(0, 1), group.places.back, group.places.take.flatten()))
-    if packed.order is None:
-        return found[0][None].to(own), None
-    order, back = packed.order
-    return _Take.apply(torch.cat(found), back, order)[None].to(own), None
+    for k, (shape, *qkv) in enumerate(zip(shapes, *parts, strict=True)):
+        qkv = [x.unflatten(0, shape).transpose(1, 2) for x in qkv]
+        out, _ = attend(module, *qkv, packed.mask(k, window, query.dtype), **options)
+        found.append(out.flatten(0, 1))
+    return packed.places.unpad(found[0] if len(found) == 1 else torch.cat(found))[None].to(own), None
