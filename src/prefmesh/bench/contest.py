@@ -74,8 +74,8 @@ def alone(ours: Contestant, schedule: Schedule) -> list[Timed]:
 def against(ours: Contestant, theirs: Contestant, schedule: Schedule) -> dict[str, Any]:
     """Seconds a round of both (medians over turns of medians within one), and the median of the turns' ratios.
 
-    The rival's `parts` stand beside them under their own names, likewise medians. `losses_apart`: the largest difference of a loss in the first turn, in which both began at the same parameters and saw the
-    same pairs in the same order.
+    The rival's `parts` stand beside them under their own names, likewise medians. `losses_apart`: the largest difference of
+    a loss in the first turn, in which both began at the same parameters and saw the same pairs in the same order.
     """
     both = [
         (ours.rounds(first, schedule.rounds), theirs.rounds(first, schedule.rounds))
