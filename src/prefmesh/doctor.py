@@ -13,6 +13,7 @@ OPTIONAL = {
     "trl": "tests of equality with TRL (extra: dev)",
     "pytest": "the tests (extra: dev)",
     "flwr": "bench --against flower, with ray (extra: flower)",
+    "bitsandbytes": "policy.load_in_4bit (extra: quantized)",
     "accelerate": "loading models larger than memory",
     "cvxpy": "fastest-mixing weights, with clarabel (extra: theory)",
 }

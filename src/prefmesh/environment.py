@@ -18,6 +18,7 @@ PACKAGES = (
     "scipy",
     "safetensors",
     "tokenizers",
+    "bitsandbytes",
 )
 
 

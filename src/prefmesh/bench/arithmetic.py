@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prefmesh.policies.base import Params
 from prefmesh.policies.causal_lm import CausalLMPolicy
-from prefmesh.policies.lora import StackedLoRA
+from prefmesh.policies.lora import StackedLoRA, features
 from prefmesh.preferences.tokens import Ragged, TokenPairs
 
 
@@ -76,8 +76,9 @@ def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
 
 
-def _size(module: Any) -> int:
-    return module.weight.numel()
+def _size(module: nn.Module) -> int:
+    """Of its weight, which a quantised layer holds in fewer numbers."""
+    return math.prod(features(module))
 
 
 def _with_gradient(policy: CausalLMPolicy, row: Params) -> set[str]:

@@ -19,6 +19,8 @@ def language_model(experiment: Experiment) -> CausalLMPolicy:
     policy = experiment.policy
     if not isinstance(policy, CausalLMPolicy):
         raise InputError("--against: policy.model log_linear found; allowed: a language model")
+    if experiment.config.policy.load_in_4bit:  # type: ignore[union-attr]
+        raise InputError("--against: policy.load_in_4bit found; allowed: false")
     return policy
 
 

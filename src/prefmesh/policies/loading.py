@@ -1,5 +1,6 @@
 """From a config's words to a policy."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ def load_policy(settings: PolicySettings, *, device: str, dtype: str, checkpoint
     if isinstance(settings, LogLinearSettings):
         return LogLinearPolicy(_features(settings), dtype=getattr(torch, dtype), device=device)
     source = model_source(settings.model)
-    model, tokenizer = _load(source, settings, dtype)
+    model, tokenizer = _load(source, settings, dtype, device)
     return CausalLMPolicy(
-        model.to(device),
+        model,
         tokenizer,
         train=settings.train,
         lora_settings=settings.lora,
@@ -63,14 +64,17 @@ def model_source(model: str) -> str:
     return model
 
 
-def _load(source: str, settings: CausalLMSettings, dtype: str) -> "tuple[Any, PreTrainedTokenizerBase]":
+def _load(
+    source: str, settings: CausalLMSettings, dtype: str, device: str
+) -> "tuple[Any, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    options = _in_4bit(dtype, device) if settings.load_in_4bit else {}
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, dtype), output_loading_info=True
+                source, dtype=getattr(torch, dtype), output_loading_info=True, **options
             )
             model, found = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -82,7 +86,36 @@ def _load(source: str, settings: CausalLMSettings, dtype: str) -> "tuple[Any, Pr
             f"policy.model: {settings.model}: {len(missing)} of its weights are not there ({missing[0]}{', ...' if missing[1:] else ''}); "
             "allowed: a model with all of them"
         )
+    if not options:
+        return model.to(device), tokenizer
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 a pass without gradients would pack the weights anew, in a way that later ones with
+            # gradients misread.
+            module.support_avx512bf16_for_cpu = False
     return model, tokenizer
+
+
+def _in_4bit(dtype: str, device: str) -> dict[str, Any]:
+    """What transformers is told so that linear layers are quantised while they are read, but for the head."""
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "policy.load_in_4bit: bitsandbytes is not installed; allowed: pip install 'prefmesh[quantized]'"
+        )
+    if dtype == "float64":
+        raise InputError("policy.load_in_4bit: runtime.dtype float64 found; allowed: bfloat16, float32")
+    # NF4 with quantised scales: what QLoRA (Dettmers et al. 2023) trains on.
+    wanted = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": wanted, "device_map": device}
 
 
 def _features(settings: LogLinearSettings) -> Any:

@@ -86,7 +86,7 @@ def inject(model: nn.Module, settings: LoraSettings) -> list[str]:
     for name in targets:
         parent, _, leaf = name.rpartition(".")
         base = model.get_submodule(name)
-        in_features, out_features = _features(base)
+        in_features, out_features = features(base)
         setattr(model.get_submodule(parent), leaf, StackedLoRA(base, in_features, out_features, settings))
     return targets
 
@@ -123,9 +123,11 @@ def peft_config(model: nn.Module, settings: LoraSettings, targets: list[str], *,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         use_rslora=settings.use_rslora,
-        # GPT-2's Conv1D stores its weight as (in, out).
+        # GPT-2's Conv1D stores its weight as (in, out); a quantised layer remembers what it was.
         fan_in_fan_out=any(
-            isinstance(layer, StackedLoRA) and isinstance(layer.base, Conv1D) for layer in layers
+            isinstance(layer, StackedLoRA)
+            and issubclass(getattr(layer.base, "source_cls", type(layer.base)), Conv1D)
+            for layer in layers
         ),
         target_modules=short if meant == set(targets) else sorted(targets),
     )
@@ -141,7 +143,7 @@ def from_peft_name(key: str) -> str:
     return key.removeprefix("base_model.model.").removesuffix(".weight")
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def features(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features

@@ -20,12 +20,17 @@ class CausalLMSettings(Settings):
     train: Literal["lora", "full"] = "lora"
     lora: LoraSettings = Field(default_factory=LoraSettings)
     """The adapters, where `train` is `lora`."""
+    load_in_4bit: bool = False
+    """Keep the frozen linear layers in 4 bits (NF4, bitsandbytes), as QLoRA does; adapters stay in float32. The 4-bit model is the
+    reference, too. Needs the extra `quantized`."""
     max_length: int = Field(default=512, ge=8)
 
     @model_validator(mode="after")
     def _lora_is_used(self) -> "CausalLMSettings":
         if self.train == "full" and self.lora != LoraSettings():
             raise ValueError("lora has no meaning with train full; allowed: leave it out, or train lora")
+        if self.train == "full" and self.load_in_4bit:
+            raise ValueError("load_in_4bit freezes the weights that train full trains; allowed: train lora")
         return self
 
 
