@@ -41,7 +41,7 @@ class Arithmetic:
     def of(cls, policy: CausalLMPolicy, row: Params) -> "Arithmetic":
         """Of a training step from `row` (1, ...)."""
         model = policy.model
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         full = policy.train == "full"
         differentiated = _with_gradient(policy, row)
         each = 0.0
@@ -55,7 +55,7 @@ class Arithmetic:
         config = model.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         attention = 12 * config.num_hidden_layers * config.num_attention_heads * width
-        return cls(token=each, seen=attention, predicted=2 * _size(head) * (2 + full))
+        return cls(token=each, seen=attention, predicted=2 * head.weight.numel() * (2 + full))
 
     def needed(self, data: TokenPairs, rows: Int[np.ndarray, " pairs"]) -> float | int:
         """Operations of a step on these pairs."""

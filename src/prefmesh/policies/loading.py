@@ -88,7 +88,7 @@ def _load(
         )
     if not options:
         return model.to(device), tokenizer
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
