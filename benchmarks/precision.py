@@ -41,9 +41,9 @@ def config(base: str, seed: int) -> Any:
                 "load_in_4bit": base == "4bit",
             },
             "objective": {"beta": 0.5},
-            "method": {"name": "fed_dpo", "rounds": 40, "local_steps": 3},
+            "method": {"name": "fed_dpo", "rounds": 20, "local_steps": 3},
             "optimizer": {"name": "adamw", "lr": 3e-3, "batch_size": 16, "schedule": "cosine"},
-            "evaluation": {"every": 40, "held_out": 0.2, "samples": 0, "gradient_pairs": 300},
+            "evaluation": {"every": 20, "held_out": 0.2, "samples": 0, "gradient_pairs": 300},
             "runtime": {"dtype": "bfloat16" if base == "bfloat16" else "float32"},
         }
     )
@@ -55,7 +55,11 @@ def accuracy(base: str, seed: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as directory:
         found = run(config(base, int(seed)), Path(directory) / "run")
-    return {key: found[key] for key in ("accuracy", "accuracy_interval", "held_out_pairs", "agents_per_pass")}
+    return {
+        "accuracy": found["final"]["eval/rewards/accuracies"],
+        "accuracy_interval": found["accuracy_interval"],
+        "held_out_pairs": found["held_out_pairs"],
+    }
 
 
 def log_probs() -> dict[str, Any]:
