@@ -24,7 +24,7 @@ AGENTS, REPEATS = 4, 7
 
 
 def config(base: str, seed: int) -> Any:
-    """FedDPO of eight agents with LoRA on the built-in town, as `examples/town.yaml` has it."""
+    """FedDPO of eight agents with LoRA on the built-in town."""
     from prefmesh.config import ExperimentConfig
 
     return ExperimentConfig.parse(

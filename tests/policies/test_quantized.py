@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from prefmesh.algorithms.gradients import Problem, loss_and_gradient
 from prefmesh.config import ExperimentConfig
@@ -45,11 +46,9 @@ def dequantized(directory, quantized: CausalLMPolicy) -> CausalLMPolicy:
     for name, parameter in quantized.model.named_parameters():
         if (state := getattr(parameter, "quant_state", None)) is not None:
             weight = functional.dequantize_4bit(parameter.data, state)
-            own = plain.model.get_parameter(name)
+            layer = plain.model.get_submodule(name.removesuffix(".weight"))
             # Conv1D: (in, out).
-            own.data.copy_(
-                weight if weight.shape == own.shape and "gpt2" not in str(directory) else weight.t()
-            )
+            plain.model.get_parameter(name).data.copy_(weight.t() if isinstance(layer, Conv1D) else weight)
             changed += 1
     assert changed > 4
     return plain

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from prefmesh.algorithms.methods.fed_dpo import FedDPO
 from prefmesh.bench.contest import Timed
-from prefmesh.bench.plain import language_model
+from prefmesh.bench.plain import language_model, sits_out
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment
 from prefmesh.objectives import LOSSES
@@ -39,9 +39,7 @@ class Flower:
         policy, method = language_model(experiment), experiment.method
         if policy.device.type != "cpu":
             raise InputError(f"--against flower: device {policy.device} found; allowed: runtime.device cpu")
-        partial = isinstance(method, FedDPO) and (
-            method.settings.staleness or len(method.participants(1)) < method.agents
-        )
+        partial = sits_out(method)
         if partial or not isinstance(method, FedDPO):
             raise InputError(
                 f"--against flower: {method.settings.name}{' with participation or staleness' * bool(partial)} found; "

@@ -19,7 +19,7 @@ from prefmesh.algorithms.methods.fed_dpo import FedDPO
 from prefmesh.algorithms.optimizers import OptimizerSettings, learning_rate
 from prefmesh.bench.contest import RoundByRound
 from prefmesh.bench.ours import batches
-from prefmesh.bench.plain import language_model, plain_model
+from prefmesh.bench.plain import language_model, plain_model, sits_out
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment
 from prefmesh.objectives import PairLogProbs, pair_loss
@@ -42,9 +42,7 @@ class Loop(RoundByRound):
         """Raise `InputError` for an experiment that no such loop does."""
         language_model(experiment)
         method = experiment.method
-        partial = isinstance(method, FedDPO) and (
-            method.settings.staleness or len(method.participants(1)) < method.agents
-        )
+        partial = sits_out(method)
         if partial or method.settings.name not in ("fed_dpo", "dec_dpo", "local_only", "centralized"):
             raise InputError(
                 f"--against: {method.settings.name}{' with participation or staleness' * bool(partial)} found; "

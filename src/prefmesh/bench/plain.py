@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prefmesh.algorithms.methods.base import Method
+from prefmesh.algorithms.methods.fed_dpo import FedDPO
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment
 from prefmesh.policies import lora
@@ -22,6 +24,13 @@ def language_model(experiment: Experiment) -> CausalLMPolicy:
     if experiment.config.policy.load_in_4bit:  # type: ignore[union-attr]
         raise InputError("--against: policy.load_in_4bit found; allowed: false")
     return policy
+
+
+def sits_out(method: Method) -> bool:
+    """Whether some agent skips a round or begins it from an older model, which no rival does."""
+    return isinstance(method, FedDPO) and bool(
+        method.settings.staleness or len(method.participants(1)) < method.agents
+    )
 
 
 def plain_model(experiment: Experiment, *, adapter: bool) -> nn.Module:
