@@ -58,6 +58,28 @@ def test_a_process_that_hosts_some_draws_the_same(settings, sizes, data) -> None
     assert weights[hosted][:, :, width:].sum() == 0
 
 
+@pytest.mark.parametrize("settings", [{}, {"sampling": "with_replacement"}, {"batch_size": "full"}])
+@given(sizes_of_shards, st.data())
+def test_a_process_need_not_hold_the_others_pairs(settings, sizes, data) -> None:
+    """A block of shards in rows of its own, the sizes of all: the same pairs, counted from where its rows begin."""
+    first = data.draw(st.integers(0, len(sizes) - 1))
+    block = np.arange(first, data.draw(st.integers(first + 1, len(sizes))))
+    drawn = np.array([data.draw(st.integers(0, 9)) for _ in sizes])
+    rows, weights = sampler(sizes, **settings).draw(4, block, drawn[block], 2)
+    before = sum(sizes[:first])
+    held = Sampler(
+        [shard - 100 - before for shard in made_shards(sizes)[first : block[-1] + 1]],
+        OptimizerSettings(**settings),
+        0,
+        sizes=np.array(sizes),
+        first=first,
+    )
+    own, own_weights = held.draw(4, block, drawn[block], 2)
+    assert (own == rows - 100 - before).all()
+    assert (own_weights == weights).all()
+    assert len(held.pairs) == sum(sizes[i] for i in block)
+
+
 def test_epochs_and_seeds_differ() -> None:
     rows, _ = sampler([40], batch_size=40).draw(1, np.array([0]), np.array([0]), 3)
     other, _ = sampler([40], 1, batch_size=40).draw(1, np.array([0]), np.array([0]), 1)

@@ -10,16 +10,29 @@ from prefmesh.randomness import generator
 
 
 class Sampler:
-    """Draws minibatches from shards; `shards[i]` are the encoded rows of shard i.
+    """Draws minibatches from shards. One generator per (epoch or round) draws for all of them, so a process that holds
+    the pairs of some draws what one that holds all would.
 
-    One generator per (epoch or round) draws for all shards, so a process that hosts some of them draws the same.
+    `shards[i]` are the encoded rows of shard `first + i`. `sizes` (shards,): pairs in every shard, held here or not; none:
+    all are held.
     """
 
-    def __init__(self, shards: list[Int[np.ndarray, "_"]], settings: OptimizerSettings, seed: int):
-        self.sizes = np.array([len(shard) for shard in shards], dtype=np.int64)
+    def __init__(
+        self,
+        shards: list[Int[np.ndarray, "_"]],
+        settings: OptimizerSettings,
+        seed: int,
+        *,
+        sizes: Int[np.ndarray, " shards"] | None = None,
+        first: int = 0,
+    ):
+        held = np.array([len(shard) for shard in shards], dtype=np.int64)
+        self.sizes = held if sizes is None else sizes.astype(np.int64)
         assert self.sizes.min() > 0
+        assert (self.sizes[first : first + len(shards)] == held).all()
         self.pairs = np.concatenate(shards)
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        before = np.cumsum(self.sizes) - self.sizes
+        self.offsets = before - before[first]
         self.settings = settings
         self.seed = seed
         self._order = lru_cache(maxsize=8)(self._draw_order)
@@ -32,7 +45,7 @@ class Sampler:
     def draw(
         self, round_: int, shards: Int[np.ndarray, " chosen"], drawn: Int[np.ndarray, " chosen"], steps: int
     ) -> tuple[Int[np.ndarray, "chosen steps batch"], Float[np.ndarray, "chosen steps batch"]]:
-        """Rows and their weights within the batch (each batch's weights sum to 1).
+        """Rows and their weights within the batch (each batch's weights sum to 1); `shards` are held here.
 
         `drawn` counts the batches that each of `shards` has drawn before. With full batches, shards smaller than the
         largest one are filled up with rows of weight 0.
@@ -55,13 +68,14 @@ class Sampler:
         rows = self.pairs[self.offsets[shards, None] + position]
         return rows.reshape(-1, steps, batch), np.full((len(shards), steps, batch), 1 / batch)
 
-    def _draw_order(self, epoch: int) -> Int[np.ndarray, " total"]:
-        """For each shard, its positions in the order in which this epoch visits them (all shards, one after the other)."""
-        shard = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        order = np.argsort(
-            shard + generator(self.seed, "epoch", epoch).random(len(self.pairs)), kind="stable"
-        )
-        return order - np.repeat(self.offsets, self.sizes)
+    def _draw_order(self, epoch: int) -> Int[np.ndarray, " held"]:
+        """For each shard held here, its positions in the order in which this epoch visits them, one shard after the other."""
+        before = -int(self.offsets[0])
+        held = slice(before, before + len(self.pairs))
+        uniform = generator(self.seed, "epoch", epoch).random(int(self.sizes.sum()))[held]
+        shard = np.repeat(np.arange(len(self.sizes)), self.sizes)[held]
+        order = np.argsort(shard + uniform, kind="stable")
+        return order - self.offsets[shard]
 
     def _full(
         self, shards: Int[np.ndarray, " chosen"], steps: int
