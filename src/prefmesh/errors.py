@@ -1,4 +1,4 @@
-"""What a user did wrong (`InputError`) and what a run did wrong (`Diverged`)."""
+"""What a user did wrong (`InputError`), what a run did wrong (`Diverged`), and what other processes did (`PeerLost`)."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,10 @@ class InputError(ValueError):
 
 class Diverged(RuntimeError):
     """Loss or parameters stopped being finite; the last good checkpoint is kept. Exit code 3."""
+
+
+class PeerLost(RuntimeError):
+    """Another process stopped answering; what was written stays, and the run can be resumed. Exit code 4."""
 
 
 def unknown_name(where: str, found: str, allowed: Iterable[str], *, kind: str = "name") -> InputError:

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from prefmesh.errors import Diverged, InputError
+from prefmesh.errors import Diverged, InputError, PeerLost
 
 # Typer carries a copy of click from 0.2x on; whichever it uses, this is the base of its complaints about a command line.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -98,6 +98,8 @@ def guarded(command: Callable[[], Any]) -> int:
         return _fail(str(error), 2)
     except Diverged as error:
         return _fail(str(error), 3)
+    except PeerLost as error:
+        return _fail(str(error), 4)
     except Interrupted as error:
         return _fail(str(error), 130)
     except (KeyboardInterrupt, typer.Abort):

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefmesh import mesh
 from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.algorithms.methods.dec_dpo import DecDPOSettings
 from prefmesh.algorithms.rounds import consensus_error
 from prefmesh.errors import InputError
+from prefmesh.mesh.products import mix
 from tests import problems
 from tests.strategies import mixing_matrices
 
@@ -21,7 +21,7 @@ SIZES = (9, 4, 6, 5, 8)
 def test_mixing_keeps_the_mean_and_contracts(mixing, seed) -> None:
     """e after <= rho^2 e before: rho = ||W - J||_2."""
     rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(mixing.agents, 3, 2)))
-    mixed = mesh.mix(mixing.matrix, rows)
+    mixed = mix(mixing.matrix, rows)
     assert torch.allclose(mixed.mean(0), rows.mean(0), atol=1e-12)
     before, after = consensus_error({"a": rows}), consensus_error({"a": mixed})
     assert after <= mixing.rho**2 * before * (1 + 1e-9) + 1e-20

@@ -13,6 +13,16 @@ from prefmesh.policies.base import Params
 Stats = dict[str, Float[Tensor, " agents"]]
 """TRL's names; each agent's mean over its steps, before each step's update."""
 
+STATS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
 
 def local_steps(
     problem: Problem,
@@ -42,12 +52,12 @@ def _step_stats(
     beta: float,
     eps: float,
 ) -> Stats:
-    per_pair = {
-        "rewards/chosen": beta * log_probs.chosen_logratio,
-        "rewards/rejected": beta * log_probs.rejected_logratio,
-        "rewards/accuracies": log_probs.accuracy(eps),
-        "rewards/margins": beta * log_probs.margin,
-        "logps/chosen": log_probs.chosen,
-        "logps/rejected": log_probs.rejected,
-    }
-    return {"loss": losses} | {key: (value * weights).sum(1) for key, value in per_pair.items()}
+    per_pair = (
+        beta * log_probs.chosen_logratio,
+        beta * log_probs.rejected_logratio,
+        log_probs.accuracy(eps),
+        beta * log_probs.margin,
+        log_probs.chosen,
+        log_probs.rejected,
+    )
+    return dict(zip(STATS, (losses, *((value * weights).sum(1) for value in per_pair)), strict=True))

@@ -7,10 +7,11 @@ import torch
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.gradients import Problem
-from prefmesh.algorithms.local_rule import local_steps
+from prefmesh.algorithms.local_rule import STATS, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.state import State, is_finite, put, rows
+from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
 
 CONSENSUS_BLOCK = 2**20
@@ -34,40 +35,53 @@ class Learner:
         """State before round 1; `row` (1, ...) is the policy that all agents start from."""
         state = self.method.begin(row)
         if self.optimizer.state == "keep":
-            state.optimizer = optimizers.initial_state(self.optimizer, row, self.method.agents)
+            state.optimizer = optimizers.initial_state(self.optimizer, row, self.method.mesh.hosted)
         return state
 
-    def round(self, state: State, round_: int) -> tuple[State, dict[str, float]]:
-        """The state after round `round_` (from 1), and its measures. The old state is used up."""
-        method, settings = self.method, self.method.settings
+    def round(self, state: State, round_: int, *, consensus: bool = True) -> tuple[State, dict[str, float]]:
+        """The state after round `round_` (from 1), and its measures. The old state is used up.
+
+        Where agents live in several processes, measures are means over participants hosted here (0 where there are none),
+        but for the consensus errors, which are of all: they take a message from every process, and are left out without `consensus`.
+        """
+        method, settings, mesh = self.method, self.method.settings, self.method.mesh
         lr = optimizers.learning_rate(self.optimizer, round_, settings.rounds)
         active = method.participants(round_)
-        end = {name: tensor.new_empty(len(active), *tensor.shape[1:]) for name, tensor in state.theta.items()}
+        own = mesh.here(active)
+        end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in state.theta.items()}
         stats = []
         # As few passes as there must be, of like size: a last one of few agents would not pay.
-        for here in np.array_split(np.arange(len(active)), -(-len(active) // self.agents_per_pass)):
-            agents = active[here]
+        passes = -(-len(own) // self.agents_per_pass)
+        for here in np.array_split(np.arange(len(own)), passes) if passes else ():
+            agents = own[here]
             start = method.start(state, round_, agents)
             # Steps are taken in place, in the rows that the participants will have reached.
             theta = {name: tensor[here[0] : here[-1] + 1].copy_(start[name]) for name, tensor in end.items()}
             del start
             if self.optimizer.state == "keep":
-                moments = rows(state.optimizer, agents)
+                moments = rows(state.optimizer, mesh.rows(agents))
             else:
                 moments = optimizers.initial_state(self.optimizer, theta, len(agents))
             batches, weights = self.batches(round_, agents, state.batches_drawn, settings.local_steps)
             _, moments, part = local_steps(self.problem, self.optimizer, lr, theta, moments, batches, weights)
             if self.optimizer.state == "keep":
-                put(state.optimizer, agents, moments)
+                put(state.optimizer, mesh.rows(agents), moments)
             stats.append(part)
         state.batches_drawn[method.shards[active].reshape(-1)] += settings.local_steps
-        measures = {key: float(torch.cat([part[key] for part in stats]).double().mean()) for key in stats[0]}
+        measures = {
+            key: float(torch.cat([part[key] for part in stats]).double().mean()) if stats else 0.0
+            for key in STATS
+        }
         measures["lr"] = lr
-        measures["consensus_error_before_mixing"] = consensus_error(end)
+        if consensus:
+            measures["consensus_error_before_mixing"] = consensus_error(end, mesh, len(active))
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
-        state = method.mix(state, round_, active, end)
-        measures["consensus_error"] = consensus_error(state.theta)
+        state = method.mix(state, round_, own, end)
+        if consensus:
+            measures["consensus_error"] = (
+                0.0 if method.one_row else consensus_error(state.theta, mesh, method.agents)
+            )
         return state, measures
 
     def batches(
@@ -91,14 +105,24 @@ class Learner:
         return side_by_side(rows), side_by_side(weights)
 
 
-def consensus_error(theta: Params) -> float:
-    """e = (1/N) sum_i ||theta_i - mean||^2, over all tensors; 0 where all agents share one row."""
+def consensus_error(theta: Params, mesh: Mesh | None = None, of: int | None = None) -> float:
+    """e = (1/N) sum_i ||theta_i - mean||^2, over all tensors; 0 where all agents share one row.
+
+    `mesh`, `of`: where the rows of `of` agents live, those of this process being `theta`; none: all are here.
+    """
+    elsewhere = mesh if mesh is not None and mesh.group.size > 1 else None
+    mean = elsewhere.mean(theta, of or 0) if elsewhere else {}
     total = 0.0
-    for tensor in theta.values():
+    for name, tensor in theta.items():
         agents = tensor.shape[0]
-        if agents == 1 or tensor.stride(0) == 0:
+        if not elsewhere and (agents == 1 or tensor.stride(0) == 0):
             continue
+        middle = mean[name].reshape(-1) if elsewhere else None
         # Some columns at a time: what is taken on the way stays small.
-        for part in tensor.reshape(agents, -1).split(max(1, CONSENSUS_BLOCK // agents), dim=1):
-            total += float((part - part.mean(0)).square().sum(dtype=torch.float64)) / agents
-    return total
+        width = max(1, CONSENSUS_BLOCK // max(1, agents))
+        for i, part in enumerate(tensor.reshape(agents, -1).split(width, dim=1)):
+            centre = part.mean(0) if middle is None else middle[i * width : (i + 1) * width]
+            total += float((part - centre).square().sum(dtype=torch.float64))
+    if elsewhere:
+        total = float(elsewhere.group.total(np.array([total]))[0])
+    return total / (of or next(iter(theta.values())).shape[0])

@@ -12,8 +12,8 @@ from prefmesh.policies.base import Params
 
 @dataclass(slots=True)
 class State:
-    """`theta`: each agent's parameters (agents, ...). `optimizer`: its moments and step counts, likewise stacked.
-    `memory`: what the mixing rule remembers (such as past server models). `batches_drawn`: per shard.
+    """`theta`: parameters of each agent hosted here (agents, ...). `optimizer`: its moments and step counts, likewise stacked.
+    `memory`: what the mixing rule remembers (such as past server models). `batches_drawn`: per shard, hosted here or not.
     """
 
     theta: Params
@@ -37,7 +37,7 @@ class State:
 
     @classmethod
     def from_tensors(cls, flat: dict[str, Tensor], agents: int, *, like: Params) -> "State":
-        """The inverse of `tensors`: a lone row of theta is shared by all agents.
+        """The inverse of `tensors`: a lone row of theta is shared by all `agents` that are hosted here.
 
         Theta's names come in the order of `like`: sums over all tensors (norms, clipping) round by it, and a file has its own.
         """
@@ -70,7 +70,7 @@ def take(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"]) -> dict[
 
 def rows(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"]) -> dict[str, Tensor]:
     """The rows of `agents`: views where these are neighbours or all share one row, else copies."""
-    first, last = int(agents[0]), int(agents[-1]) + 1
+    first, last = (int(agents[0]), int(agents[-1]) + 1) if len(agents) else (0, 0)
     neighbours = len(agents) == last - first and bool((np.diff(agents) == 1).all())
     found = {}
     for name, tensor in params.items():
@@ -94,5 +94,5 @@ def put(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"], rows: dic
 def is_finite(params: dict[str, Tensor]) -> bool:
     """Whether every number is finite (a lone row is looked at once, however many agents share it)."""
     # The extremes are not finite where any number is not; looking for them needs no room.
-    lone = (t[:1] if t.stride(0) == 0 else t for t in params.values())
+    lone = (t[:1] if t.stride(0) == 0 else t for t in params.values() if t.numel())
     return all(bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()) for t in lone)

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from prefmesh.algorithms.state import State, rows
 from prefmesh.errors import InputError
+from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
 from prefmesh.settings import Settings
 
@@ -49,15 +50,24 @@ class Population:
 
 
 class Method(ABC):
-    """One way of learning together; holds settings and constants, while all that changes is in `State`."""
+    """One way of learning together; holds settings and constants, while all that changes is in `State`.
+
+    A process may host some of the agents only. Agents are then still numbered as all are; Theta has the rows of those that
+    are hosted here, and `mesh` is what crosses agents.
+    """
 
     Settings: ClassVar[type[MethodSettings]]
     one_policy: ClassVar[bool] = True
     """Whether the result is one policy for all (the average model), or each agent's own."""
+    one_row: ClassVar[bool] = False
+    """Whether all agents hold the same row of Theta between rounds, as under a server."""
 
-    def __init__(self, settings: Any, population: Population):
+    def __init__(self, settings: Any, population: Population, mesh: Mesh | None = None):
+        """`mesh`: where agents live; none: all of them here."""
         self.settings = settings
         self.population = population
+        self.mesh = mesh or Mesh.of(self.agents)
+        assert self.mesh.agents == self.agents
 
     @property
     def shards(self) -> Int[np.ndarray, "agents shards_each"]:
@@ -66,7 +76,7 @@ class Method(ABC):
 
     @property
     def agents(self) -> int:
-        """How many agents train: rows of Theta."""
+        """How many agents train, here or elsewhere: rows of Theta in all processes."""
         return len(self.shards)
 
     @property
@@ -83,16 +93,16 @@ class Method(ABC):
         return np.arange(self.agents)
 
     def start(self, state: State, round_: int, agents: Int[np.ndarray, " some"]) -> Params:
-        """Where these agents begin the round: at their rows of Theta, unless said otherwise. Not to be written to."""
-        return rows(state.theta, agents)
+        """Where these agents, hosted here, begin: at their rows of Theta, unless said otherwise. Not to be written to."""
+        return rows(state.theta, self.mesh.rows(agents))
 
     @abstractmethod
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
-        """The state after the round, `end` being the rows that the participants reached. `end` may be used up."""
+        """The state after the round, `end` being the rows that the participants hosted here reached. It may be used up."""
 
     @abstractmethod
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
-        """Bytes that a deployment would send in this round; `data_bytes` is the size of all training pairs."""
+        """Bytes that a deployment, a process for each agent, would send in this round; `data_bytes`: of all training pairs."""
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -12,9 +12,9 @@ from jaxtyping import Int
 from pydantic import Field
 from scipy.sparse import csr_array
 
-from prefmesh import mesh
 from prefmesh.algorithms.methods.base import Method, MethodSettings, Population, method
 from prefmesh.algorithms.state import State, copies
+from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
 from prefmesh.topology.build import build_mixing_matrix
 from prefmesh.topology.mixing import MixingMatrix
@@ -45,8 +45,8 @@ class DecDPO(Method):
     Settings = DecDPOSettings
     settings: DecDPOSettings
 
-    def __init__(self, settings: DecDPOSettings, population: Population):
-        super().__init__(settings, population)
+    def __init__(self, settings: DecDPOSettings, population: Population, mesh: Mesh | None = None):
+        super().__init__(settings, population, mesh)
         self.mixing = settings.mixing_matrix(self.agents, population.seed)
 
     def matrix(self, round_: int) -> csr_array:
@@ -55,19 +55,18 @@ class DecDPO(Method):
 
     def begin(self, row: Params) -> State:
         """All agents start equal, each with its own copy."""
-        return State.of(copies(row, self.agents), shards=self.population.shards)
+        return State.of(copies(row, self.mesh.hosted), shards=self.population.shards)
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """W Theta, where each agent's update is first scaled by N w_i."""
-        scale = torch.from_numpy(self.update_scale)
-        scaled = not bool((scale == 1).all())
-        for name in list(end):
-            rows = end.pop(name)
-            if scaled:
+        scale = torch.from_numpy(self.update_scale[agents])
+        if not bool((scale == 1).all()):
+            for name, rows in end.items():
                 start = state.theta[name]
                 factor = scale.to(rows).view(-1, *[1] * (rows.dim() - 1))
-                rows = start + factor * (rows - start)
-            state.theta[name] = mesh.mix(self.matrix(round_), rows)
+                end[name] = start + factor * (rows - start)
+        state.theta = {}  # before there is a third stack of rows
+        state.theta = self.mesh.mix(self.matrix(round_), end)
         return state
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Int
 from pydantic import Field
 
-from prefmesh import mesh
 from prefmesh.algorithms.methods.base import Method, MethodSettings, method
 from prefmesh.algorithms.state import State, share
 from prefmesh.errors import InputError
@@ -48,10 +47,11 @@ class FedDPO(Method):
 
     Settings = FedDPOSettings
     settings: FedDPOSettings
+    one_row = True
 
     def begin(self, row: Params) -> State:
         """The server's model, shared."""
-        theta = {name: share(tensor.clone(), self.agents) for name, tensor in row.items()}
+        theta = {name: share(tensor.clone(), self.mesh.hosted) for name, tensor in row.items()}
         state = State.of(theta, shards=self.population.shards)
         if self.settings.staleness:
             depth = self.settings.staleness + 1
@@ -92,11 +92,11 @@ class FedDPO(Method):
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """Apply the participants' mean weighted update to the current model, and send it to all."""
         start = self.start(state, round_, agents)
-        weights = torch.from_numpy(self.update_scale[agents] / len(agents))
-        for name in list(end):
-            update = end.pop(name).sub_(start.pop(name))
-            server = state.theta[name][:1] + mesh.weighted_sum(weights, update)
-            state.theta[name] = share(server, self.agents)
+        weights = torch.from_numpy(self.update_scale[agents] / len(self.participants(round_)))
+        updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
+        for name, update in self.mesh.weighted_sum(weights, updates).items():
+            server = state.theta[name][:1] + update
+            state.theta[name] = share(server, self.mesh.hosted)
             if self.settings.staleness:
                 past = state.memory[f"server/{name}"]
                 state.memory[f"server/{name}"] = torch.cat([server, past[:-1]])

@@ -21,7 +21,7 @@ class LocalOnly(Method):
 
     def begin(self, row: Params) -> State:
         """Every agent's own copy of the same row."""
-        return State.of(copies(row, self.agents), shards=self.population.shards)
+        return State.of(copies(row, self.mesh.hosted), shards=self.population.shards)
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """Nothing to mix."""
