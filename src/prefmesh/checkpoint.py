@@ -44,7 +44,7 @@ def save(
     keep: int,
 ) -> None:
     """Write a checkpoint, then drop all but the newest `keep`. Killed at any moment, the ones before remain."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"round_{round_:06d}.safetensors"
     part = target.with_suffix(".part")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
@@ -65,12 +65,16 @@ def save(
     _keep_only(directory, _rounds(directory)[:keep])
 
 
-def load(directory: Path, *, config: str) -> tuple[Checkpoint, dict[str, Tensor]] | None:
-    """The newest checkpoint that is undamaged; none when there is none.
+def load(
+    directory: Path, *, config: str, at_most: int | None = None
+) -> tuple[Checkpoint, dict[str, Tensor]] | None:
+    """The newest checkpoint (of round `at_most` or before) that is undamaged; none when there is none.
 
     Raises `InputError` when it belongs to another config.
     """
     for round_ in _rounds(directory):
+        if at_most is not None and round_ > at_most:
+            continue
         path = directory / f"round_{round_:06d}.safetensors"
         try:
             mark = dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))

@@ -21,7 +21,9 @@ from prefmesh.cli_options import (
     load,
     load_plugins,
     new_run_directory,
+    show_results,
 )
+from prefmesh.cli_run import run
 from prefmesh.cli_theory import theory_commands
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,45 +50,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command(short_help="Train one policy; leaves a run directory with a report.")
-def run(
-    config: Annotated[
-        Path | None, typer.Argument(help="The experiment's YAML file; not needed with --resume.")
-    ] = None,
-    out: Out = None,
-    override: Overrides = None,
-    resume: Resume = None,
-    plugin: Plugins = None,
-    json: AsJson = False,
-) -> None:
-    """Train one policy and leave a run directory with it, its metrics and a report.
-
-    \b
-    Example: prefmesh run examples/town.yaml -o method.local_steps=8
-    """
-    from prefmesh import run as running
-    from prefmesh import terminal
-    from prefmesh.errors import InputError
-
-    load_plugins(plugin)
-    with terminal.progress() as listener:
-        if resume is not None:
-            given = load(config, override) if config else None
-            if out is not None:
-                raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
-            if override and not config:
-                raise InputError("-o changes a config; --resume goes on with the one in the run directory")
-            directory = resume
-            running.resume(resume, config=given, listener=listener(resume.name))
-        else:
-            if config is None:
-                raise InputError(
-                    "no config was given; allowed: prefmesh run CONFIG, or prefmesh run --resume DIR"
-                )
-            settings = load(config, override)
-            directory = out or new_run_directory(f"{config.stem}-{settings.method.name}")
-            running.run(settings, directory, listener=listener(settings.method.name))
-    _show_results(directory, json)
+app.command(short_help="Train one policy; leaves a run directory with a report.")(run)
 
 
 @app.command(short_help="Centralized, FedDPO, DecDPO and local-only in one table.")
@@ -345,7 +309,7 @@ def report(
     \b
     Example: prefmesh report runs/first
     """
-    _show_results(directory, json)
+    show_results(directory, json)
 
 
 @app.command(short_help="What is installed, and what is missing for what.")
@@ -404,6 +368,10 @@ def _asked(
             f"no config was given; an example: prefmesh {name.replace('-', ' ', 1)} examples/town.yaml"
         )
     settings = load(config, override)
+    if settings.runtime.processes > 1:
+        raise InputError(
+            f"runtime.processes: {settings.runtime.processes}, but only prefmesh run shares agents among processes; allowed: 1"
+        )
     # What was asked for at the start need not be said again.
     before, values = remembered(resume) if resume is not None else (None, None)
     usual = "0" if name == "compare" else "0,1,2"
@@ -429,7 +397,7 @@ def _sweep(make: Callable[[_Asked], Any], wanted: _Asked, json: bool) -> None:
 
     with terminal.progress() as listener:
         run_sweep(wanted.settings, make(wanted), wanted.directory, listener=listener, again=wanted.again)
-    _show_results(wanted.directory, json)
+    show_results(wanted.directory, json)
 
 
 def _paper(wanted: _Asked, json: bool) -> None:
@@ -444,28 +412,6 @@ def _paper(wanted: _Asked, json: bool) -> None:
         terminal.print_json({"directory": str(wanted.directory), "page": str(page)})
     else:
         terminal.said(page)
-
-
-def _show_results(directory: Path, json: bool) -> None:
-    """Write the report, then the table and the report's path, or JSON."""
-    from prefmesh import terminal
-    from prefmesh.reports import write_report
-    from prefmesh.reports.runs import read_results
-    from prefmesh.reports.tables import as_json, difference_tables, pooled_accuracy, summary_tables
-
-    path = write_report(directory)
-    results = read_results(directory)
-    if json:
-        terminal.print_json(as_json(results) | {"report": str(path)})
-        return
-    for table in (
-        *summary_tables(results, terminal.out.width),
-        *difference_tables(results, terminal.out.width),
-    ):
-        terminal.out.print(table)
-    if (pooled := pooled_accuracy(results)) is not None:
-        terminal.said(pooled)
-    terminal.said(path)
 
 
 if __name__ == "__main__":

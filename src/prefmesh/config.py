@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError
@@ -20,9 +20,12 @@ from prefmesh.policies.settings import CausalLMSettings, LogLinearSettings, Poli
 from prefmesh.preferences.settings import PreferencesSettings
 from prefmesh.settings import Settings
 
+if TYPE_CHECKING:
+    import torch
+
 
 class RuntimeSettings(Settings):
-    """Where and how it runs; nothing here changes results beyond rounding.
+    """Where and how it runs; nothing here changes results beyond rounding (`wire`: to half precision).
 
     `agents_per_pass`: agents that share a forward pass; none means as many as fit and, where a run is long enough for it, as
     were measured to be fastest. `threads`: torch's; none leaves them. `checkpoints_kept`: how many of the newest stay.
@@ -34,8 +37,12 @@ class RuntimeSettings(Settings):
     """Of the frozen model and of full fine-tuning; adapters on a `bfloat16` base stay in float32."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer, and compute the rest again in the backward pass: less memory, a third more time."""
-    processes: Literal[1] = 1
-    """One process hosts all agents."""
+    processes: int = Field(default=1, ge=1)
+    """That share the agents, each hosting a block of them. `prefmesh run` starts them on this machine; under torchrun it is their number."""
+    wire: Literal["same", "bfloat16", "float16"] = "same"
+    """In which type parameters travel between processes; `same`: as they are computed with. Half of the bytes, and rounding."""
+    timeout: float | int = Field(default=600, gt=0)
+    """Seconds that a process waits for the others before it gives up."""
     threads: int | None = Field(default=None, ge=1)
     agents_per_pass: int | None = Field(default=None, ge=1)
     memory_gb: float | None = Field(default=None, gt=0)
@@ -43,6 +50,12 @@ class RuntimeSettings(Settings):
     checkpoint_every: int = Field(default=10, ge=1)
     """Rounds between checkpoints."""
     checkpoints_kept: int = Field(default=2, ge=1)
+
+    def wire_dtype(self) -> "torch.dtype | None":
+        """`wire` as torch's type; none: as parameters are."""
+        import torch
+
+        return None if self.wire == "same" else getattr(torch, self.wire)
 
     def torch_device(self) -> str:
         """The device by torch's name. Raises `InputError` for one that is not there."""
@@ -86,6 +99,14 @@ class ExperimentConfig(Settings):
         """What one section says must fit the others. Raises `InputError`."""
         if (agents := self.known_agents) is not None:
             self.method.check(agents)
+            if self.runtime.processes > agents:
+                raise InputError(
+                    f"runtime.processes: {self.runtime.processes}, more than there are agents; allowed: 1 to {agents}"
+                )
+        if self.runtime.wire != "same" and self.runtime.processes == 1:
+            raise InputError(
+                f"runtime.wire: {self.runtime.wire}, but nothing travels in one process; allowed: same, or more runtime.processes"
+            )
         if isinstance(self.policy, LogLinearSettings):
             if self.policy.features == "attributes" and not self.preferences.simulated:
                 raise InputError(

@@ -20,12 +20,14 @@ from prefmesh.environment import cpu_name
 from prefmesh.errors import InputError
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.measure import Evaluator
+from prefmesh.mesh import ALONE, Group, Mesh
 from prefmesh.policies.base import EncodedPairs, Params, Policy
 from prefmesh.policies.cache import Tensors, cached
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.loading import load_policy
 from prefmesh.policies.reference import reference_log_probs
 from prefmesh.policies.settings import PolicySettings
+from prefmesh.preferences.census import Census
 from prefmesh.preferences.division import Division, divide
 from prefmesh.preferences.pairs import Pair
 from prefmesh.preferences.reading import ReadReport, read, select
@@ -39,12 +41,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The parts, ready for rounds. `start` is the row (1, ...) that all agents begin with."""
+    """The parts, ready for rounds. `start` is the row (1, ...) that all agents begin with.
+
+    `pairs` and `division` are what this process keeps: all, where it hosts all agents. `census`: numbers of everybody's.
+    """
 
     config: ExperimentConfig
     pairs: list[Pair]
     report: ReadReport | None
     division: Division
+    census: Census
     policy: Policy
     method: Method
     learner: Learner
@@ -54,7 +60,7 @@ class Experiment:
 
     @cached_property
     def data_bytes(self) -> int:
-        """UTF-8 bytes of all training pairs: what centralizing them would send."""
+        """UTF-8 bytes of all training pairs kept here: what centralizing them would send."""
         training = np.concatenate([agent.train for agent in self.division.agents])
         texts = (
             text
@@ -65,13 +71,25 @@ class Experiment:
 
 
 def prepare(
-    config: ExperimentConfig, say: Say = lambda _: None, *, agents_per_pass: int | None = None
+    config: ExperimentConfig,
+    say: Say = lambda _: None,
+    *,
+    agents_per_pass: int | None = None,
+    group: Group = ALONE,
 ) -> Experiment:
     """Read, split, load, encode and score with the reference. Raises `InputError`; writes nothing but the cache.
 
     Data and model are kept for the next call that asks for the same: a sweep prepares them once. `agents_per_pass`: as it was
-    where a run goes on; none: as the config says, or chosen.
+    where a run goes on; none: as the config says, or chosen. `group`: the processes that agents live in; each keeps its own
+    agents' pairs, and where one refuses, all do.
     """
+    experiment = group.together(lambda: _prepare(config, say, agents_per_pass, group))
+    group.agree({"policy.model": experiment.policy.fingerprint()})
+    fewest = int(group.gather(np.array([[float(experiment.learner.agents_per_pass)]])).min())
+    return replace(experiment, learner=replace(experiment.learner, agents_per_pass=fewest))
+
+
+def _prepare(config: ExperimentConfig, say: Say, agents_per_pass: int | None, group: Group) -> Experiment:
     say("reading preferences")
     pairs, report, town = load_pairs(config.preferences, config.seed)
     wanted = config.evaluation
@@ -80,16 +98,29 @@ def prepare(
     )
     agents = len(division.agents)
     config.method.check(agents)
-    say("loading the policy")
-    policy, data, reference = _encoded(config, pairs, say)
-    problem = Problem(policy=policy, data=data, reference=reference, objective=config.objective)
-    sizes = np.array([len(agent.train) for agent in division.agents])
+    census = Census.of(pairs, division)
+    sizes = census.sizes
     by_size = config.objective.weights == "by_size"
     population = Population(
         weights=sizes / sizes.sum() if by_size else np.full(agents, 1 / agents), seed=config.seed
     )
     method = METHODS[config.method.name](config.method, population)
-    sampler = Sampler([agent.train for agent in division.agents], config.optimizer, config.seed)
+    if group.size > 1:
+        if method.agents != agents or agents < group.size:
+            raise InputError(
+                f"runtime.processes: {group.size}, which cannot share {config.method.name}'s {method.agents} agent(s) of "
+                f"{agents} shards; allowed: 1{f' to {agents}' if method.agents == agents else ''}"
+            )
+        method.mesh = Mesh.of(agents, group, config.runtime.wire_dtype())
+        division, kept = division.part(method.mesh.first, method.mesh.last)
+        pairs = [pairs[i] for i in kept]
+        _load_pairs.cache_clear()  # which holds everybody's
+    first = method.mesh.first
+    say("loading the policy")
+    policy, data, reference = _encoded(config, pairs, first, say)
+    problem = Problem(policy=policy, data=data, reference=reference, objective=config.objective)
+    training = [agent.train for agent in division.agents]
+    sampler = Sampler(training, config.optimizer, config.seed, sizes=sizes, first=first)
     learner = Learner(
         problem=problem,
         method=method,
@@ -106,10 +137,12 @@ def prepare(
     )
     evaluator = Evaluator(
         problem=problem,
+        method=method,
         pairs=pairs,
         division=division,
+        census=census,
         settings=config.evaluation,
-        training=np.concatenate([agent.train for agent in division.agents]),
+        training=np.concatenate(training),
         weights=np.repeat(population.weights / sizes, sizes),
         seed=config.seed,
         utility=town.utility if town else None,
@@ -119,6 +152,7 @@ def prepare(
         pairs=pairs,
         report=report,
         division=division,
+        census=census,
         policy=policy,
         method=method,
         learner=learner,
@@ -201,9 +235,12 @@ _ENCODED: dict[str, tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]]
 
 
 def _encoded(
-    config: ExperimentConfig, pairs: list[Pair], say: Say
+    config: ExperimentConfig, pairs: list[Pair], first: int, say: Say
 ) -> tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]:
-    """The policy, the encoded pairs and their reference log-probabilities; the last ones made are kept."""
+    """The policy, the encoded pairs and their reference log-probabilities; the last ones made are kept.
+
+    `first`: the first agent whose pairs these are.
+    """
     key = json.dumps(
         [
             config.preferences.source_key(),
@@ -212,6 +249,7 @@ def _encoded(
             config.policy.model_dump(),
             config.runtime.model_dump(),
             config.seed,
+            [first, len(pairs)],
         ]
     )
     if key not in _ENCODED:

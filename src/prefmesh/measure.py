@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefmesh.algorithms.gradients import Problem, grad_norm_sq
+from prefmesh.algorithms.methods import Method
 from prefmesh.algorithms.state import take
-from prefmesh.evaluation.generation import Utility, Writer, win_rate, write
+from prefmesh.evaluation.generation import Utility, Writer, kl_estimate, wins, write
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.evaluation.settings import EvaluationSettings
 from prefmesh.evaluation.statistics import accuracy_interval, group_means, worst_tenth
 from prefmesh.objectives import PairLogProbs, pair_loss, rounding
 from prefmesh.policies.base import Params, average
+from prefmesh.preferences.census import Census
 from prefmesh.preferences.division import Division
 from prefmesh.preferences.pairs import Pair
-from prefmesh.preferences.texts import text_key
-from prefmesh.randomness import derived_seed, generator
+from prefmesh.randomness import generator
 
 EXACT_GRADIENT_PAIRS = 2000
 """Up to so many training pairs, `gradient_pairs: auto` takes the gradient over all of them."""
@@ -48,17 +49,20 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Everything that evaluations of one run share.
+    """Everything that evaluations of one run share. A process scores the pairs that it holds; what was found goes to all.
 
-    `training`: all training rows, whose `weights` add up to 1 (w_i / n_i for a pair of agent i). `utility`: of simulated users.
+    `pairs`, `division`: what is held here. `census`: of everybody's. `training`: all training rows held here. `weights`: of
+    everybody's training pairs, agent by agent, adding up to 1 (w_i / n_i for a pair of agent i). `utility`: of simulated users.
     """
 
     problem: Problem
+    method: Method
     pairs: Sequence[Pair]
     division: Division
+    census: Census
     settings: EvaluationSettings
     training: Int[np.ndarray, " pairs"]
-    weights: Float[np.ndarray, " pairs"]
+    weights: Float[np.ndarray, " all"]
     seed: int
     utility: Utility | None = None
     _reference_texts: dict[tuple[int, ...], list[str]] = field(default_factory=dict)
@@ -67,13 +71,13 @@ class Evaluator:
     def gradient_sample(self) -> int | None:
         """Pairs per draw of the gradient's estimate; none: all pairs, exactly."""
         wanted = self.settings.gradient_pairs
-        if wanted == "all" or (wanted == "auto" and len(self.training) <= EXACT_GRADIENT_PAIRS):
+        if wanted == "all" or (wanted == "auto" and len(self.weights) <= EXACT_GRADIENT_PAIRS):
             return None
         return EXACT_GRADIENT_PAIRS // 4 if wanted == "auto" else wanted
 
-    def evaluate(self, theta: Params, round_: int, *, one_policy: bool, samples: bool) -> Evaluation:
-        """Measure stacked parameters (agents, ...). `samples`: also write completions (KL, win rate)."""
-        mean = average(theta)
+    def evaluate(self, theta: Params, round_: int) -> Evaluation:
+        """Measure the parameters of the agents hosted here, (agents, ...), together with all processes."""
+        mean = self.mean(theta)
         norm, loss = grad_norm_sq(
             self.problem,
             mean,
@@ -81,18 +85,16 @@ class Evaluator:
             self.weights,
             sample=self.gradient_sample,
             random=generator(self.seed, "gradient", round_),
+            mesh=self.method.mesh,
+            before=int(self.census.sizes[: self._first].sum()),
         )
         metrics = {"train_loss": loss, "grad_norm_sq": norm}
-        held_out = np.concatenate(
-            [*(a.held_out for a in self.division.agents), self.division.unassigned_held_out]
-        )
-        if not len(held_out):
-            empty = self.score(mean, held_out)
-            return Evaluation(metrics=metrics, users=[], average=empty, own=empty)
-        shared = self.score(mean, held_out)
-        own = self._own(theta, shared)
+        here = self.score(mean, self.held)
+        shared, own = self._everybodys(here, self._own(theta, here))
+        if not len(self.census.held_out.row):
+            return Evaluation(metrics=metrics, users=[], average=shared, own=own)
         users = self._users(shared, own)
-        headline = "accuracy" if one_policy else "own_accuracy"
+        headline = "accuracy" if self.method.one_policy else "own_accuracy"
         metrics |= {
             "eval/loss": float(shared.loss.mean()),
             "eval/rewards/accuracies": float(shared.accuracy.mean()),
@@ -103,10 +105,15 @@ class Evaluator:
             "eval/own/rewards/margins": self.problem.objective.beta * float(own.margin.mean()),
         }
         # A diverged policy has no distribution to sample; its loss says so.
-        samples = samples and self.settings.samples > 0 and bool(np.isfinite(loss))
-        if samples and isinstance(self.problem.policy, Writer):
-            metrics |= self._written(theta, mean, users, one_policy=one_policy, round_=round_)
+        if self.settings.samples > 0 and bool(np.isfinite(loss)) and isinstance(self.problem.policy, Writer):
+            metrics |= self._written(theta, mean, users, round_)
         return Evaluation(metrics=metrics, users=users, average=shared, own=own)
+
+    def mean(self, theta: Params) -> Params:
+        """The average model (1, ...) of all agents, here or elsewhere."""
+        if self._one_row(theta):
+            return average(theta)
+        return self.method.mesh.mean(theta, self.method.agents)
 
     def score(self, row: Params, rows: Int[np.ndarray, " pairs"]) -> HeldOut:
         """Held-out pairs under one model."""
@@ -116,13 +123,33 @@ class Evaluator:
         return score(self.problem, row, rows)
 
     def interval(self, found: HeldOut) -> tuple[float, float, float]:
-        """Accuracy with its 95 % interval, pairs of one prompt counting together."""
-        return accuracy_interval(found.accuracy, [text_key(self.pairs[i].prompt) for i in found.rows])
+        """Accuracy of everybody's held-out pairs with its 95 % interval, pairs of one prompt counting together."""
+        return accuracy_interval(found.accuracy, self.census.held_out.prompt)
+
+    @property
+    def _first(self) -> int:
+        """The first agent whose pairs are held here."""
+        return self.method.mesh.first if self.method.mesh.group.size > 1 else 0
+
+    @property
+    def held(self) -> Int[np.ndarray, " pairs"]:
+        """Held-out rows that are held here; they follow each other in the census."""
+        return np.concatenate(
+            [*(a.held_out for a in self.division.agents), self.division.unassigned_held_out]
+        )
+
+    def differ(self, theta: Params) -> bool:
+        """Whether agents have parameters of their own."""
+        return not self._one_row(theta)
+
+    def _one_row(self, theta: Params) -> bool:
+        if self.method.one_row or self.method.agents == 1:
+            return True
+        return self.method.mesh.group.size == 1 and next(iter(theta.values())).stride(0) == 0
 
     def _own(self, theta: Params, shared: HeldOut) -> HeldOut:
         """Each agent's own parameters on its own held-out pairs; pairs of no agent keep the average model's figures."""
-        agents = next(iter(theta.values()))
-        if agents.shape[0] == 1 or agents.stride(0) == 0:
+        if self._one_row(theta):
             return shared
         parts, place = [], 0
         for i, agent in enumerate(self.division.agents):
@@ -133,14 +160,23 @@ class Evaluator:
         parts.append(HeldOut(**rest))
         return HeldOut(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in rest})
 
+    def _everybodys(self, *found: HeldOut) -> list[HeldOut]:
+        """The same of all processes' pairs, in the census' order; rows are then those of the pool."""
+        names = ("margin", "accuracy", "loss")
+        columns = np.stack([getattr(one, name) for one in found for name in names], axis=1)
+        columns = self.method.mesh.group.gather(columns)
+        return [
+            HeldOut(
+                rows=self.census.held_out.row, **{name: columns[:, 3 * k + j] for j, name in enumerate(names)}
+            )
+            for k in range(len(found))
+        ]
+
     def _users(self, shared: HeldOut, own: HeldOut) -> list[dict[str, Any]]:
         """One record per user with held-out pairs, and per agent where a user's pairs lie with several."""
-        agent = np.concatenate(
-            [np.full(len(a.held_out), i) for i, a in enumerate(self.division.agents)]
-            + [np.full(len(self.division.unassigned_held_out), -1)]
-        )
+        held = self.census.held_out
         keys = np.array(
-            [f"{i:06d}\t{self.pairs[row].user}" for i, row in zip(agent, shared.rows, strict=True)]
+            [f"{i:06d}\t{self.census.users[user]}" for i, user in zip(held.agent, held.user, strict=True)]
         )
         accuracy, own_accuracy = group_means(shared.accuracy, keys), group_means(own.accuracy, keys)
         margin = group_means(shared.margin, keys)
@@ -151,7 +187,7 @@ class Evaluator:
             records.append(
                 {
                     "agent": i if i >= 0 else None,
-                    "agent_name": self.division.agents[i].name if i >= 0 else None,
+                    "agent_name": self.census.names[i] if i >= 0 else None,
                     "user": user,
                     "pairs": count,
                     "accuracy": mean,
@@ -162,60 +198,72 @@ class Evaluator:
         return records
 
     def _written(
-        self, theta: Params, mean: Params, users: list[dict[str, Any]], *, one_policy: bool, round_: int
+        self, theta: Params, mean: Params, users: list[dict[str, Any]], round_: int
     ) -> dict[str, float]:
         """KL to the reference on own samples, and the true win rate: of the one policy, or averaged over agents' own."""
-        agents = self.division.agents
-        if one_policy:
-            rows = self._prompts([*(a.held_out for a in agents), self.division.unassigned_held_out])
-            kl, error, texts, reference = self._write(mean, rows, round_)
-            for record in users:
-                self._judge(record, texts, reference)
-            return {"eval/kl": kl, "eval/kl_stderr": error} | _mean_win_rate(users)
-        found = []
-        for i, agent in enumerate(agents):
-            rows = self._prompts([agent.held_out], share=len(agents))
-            if not len(rows):
-                continue
-            kl, error, texts, reference = self._write(take(theta, np.array([i])), rows, round_, i)
-            found.append((kl, error))
-            for record in users:
-                if record["agent"] == i:
-                    self._judge(record, texts, reference)
-        if not found:  # whole users are held out: what is held out is no agent's own
-            return {}
-        kls, errors = np.array(found).T
-        # Agents wrote independently: the error of the mean of their means.
-        error = float(np.sqrt(np.nansum(errors**2)) / len(kls))
-        return {"eval/kl": float(kls.mean()), "eval/kl_stderr": error} | _mean_win_rate(users)
+        group, held = self.method.mesh.group, self.census.held_out
+        judged = np.zeros((len(users), 2))  # of each record: prompts that were won, and prompts
+        if self.method.one_policy:
+            chosen = self._prompts(np.arange(len(held.row)))
+            log_ratio = self._write(mean, chosen, judged, users)
+            kl, error = kl_estimate(group.gather(log_ratio[:, None])[:, 0])
+        else:
+            found = []
+            for i in range(len(self.division.agents)):
+                chosen = self._prompts(
+                    np.flatnonzero(held.agent == self._first + i), share=self.method.agents
+                )
+                if len(chosen):
+                    own = [record if record["agent"] == self._first + i else None for record in users]
+                    row = take(theta, np.array([i]))
+                    found.append(kl_estimate(self._write(row, chosen, judged, own, self._first + i)))
+            every = group.gather(np.array(found).reshape(-1, 2))
+            if not len(every):  # whole users are held out: what is held out is no agent's own
+                return {}
+            # Agents wrote independently: the error of the mean of their means.
+            kl, error = float(every[:, 0].mean()), float(np.sqrt(np.nansum(every[:, 1] ** 2)) / len(every))
+        won, of = group.total(judged.reshape(-1)).reshape(-1, 2).T
+        for record, w, n in zip(users, won, of, strict=True):
+            if n:
+                record["win_rate"] = float(w / n)
+        return {"eval/kl": kl, "eval/kl_stderr": error} | _mean_win_rate(users)
 
-    def _prompts(self, held_out: list[Int[np.ndarray, " _"]], share: int = 1) -> Int[np.ndarray, " prompts"]:
-        """Rows of up to `samples` distinct held-out prompts, the same at every round; at least 8 for one of many agents."""
-        pool = np.concatenate(held_out)
-        _, first = np.unique([text_key(self.pairs[i].prompt) for i in pool], return_index=True)
+    def _prompts(self, pool: Int[np.ndarray, " pool"], share: int = 1) -> Int[np.ndarray, " prompts"]:
+        """Held-out pairs (places in the census) of up to `samples` distinct prompts, the same at every round; at least 8 for
+        one of many agents."""
+        _, first = np.unique(self.census.held_out.prompt[pool], return_index=True)
         pool = pool[np.sort(first)]
         count = min(len(pool), max(8, self.settings.samples // share) if share > 1 else self.settings.samples)
         return np.sort(generator(self.seed, "prompts").permutation(pool)[:count])
 
     def _write(
-        self, row: Params, rows: Int[np.ndarray, " prompts"], *index: int
-    ) -> tuple[float, float, list[str], list[str]]:
+        self,
+        row: Params,
+        chosen: Int[np.ndarray, " prompts"],
+        judged: Float[np.ndarray, "records 2"],
+        records: Sequence[dict[str, Any] | None],
+        *index: int,
+    ) -> Float[np.ndarray, " own"]:
+        """Write for those of the chosen prompts that are held here, and let users judge; the log ratios of what was written."""
         policy: Writer = self.problem.policy  # type: ignore[assignment]
-        prompts = [self.pairs[i].prompt for i in rows]
-        length = self.settings.max_new_tokens
-        written = write(
-            policy, row, prompts, seed=derived_seed(self.seed, "write", *index), max_new_tokens=length
-        )
-        key = tuple(rows.tolist())
-        if self.utility is not None and key not in self._reference_texts:
-            # Another seed than the policy's: the two answers to a prompt are independent draws.
-            seed = derived_seed(self.seed, "write reference")
-            self._reference_texts[key] = policy.sample({}, prompts, seed=seed, max_new_tokens=length).texts
-        return written.kl, written.kl_stderr, written.texts, self._reference_texts.get(key, [])
-
-    def _judge(self, record: dict[str, Any], texts: list[str], reference: list[str]) -> None:
+        agent = self.census.held_out.agent
+        before = int(((agent >= 0) & (agent < self._first)).sum())
+        own = (chosen >= before) & (chosen < before + len(self.held))
+        prompts = [self.pairs[i].prompt for i in self.held[chosen[own] - before]]
+        shape = (len(chosen), self.settings.max_new_tokens)
+        # One generator draws for all prompts, whichever process holds them.
+        written = write(policy, row, prompts, generator(self.seed, "write", *index).random(shape)[own])
         if self.utility is not None:
-            record["win_rate"] = win_rate(self.utility, record["user"], texts, reference)
+            key = tuple(chosen.tolist())
+            if key not in self._reference_texts:
+                # Other numbers than the policy's: the two answers to a prompt are independent draws.
+                uniform = generator(self.seed, "write reference").random(shape)[own]
+                self._reference_texts[key] = write(policy, {}, prompts, uniform).texts
+            for place, record in enumerate(records):
+                if record is not None and prompts:
+                    won = wins(self.utility, record["user"], written.texts, self._reference_texts[key])
+                    judged[place] += won, len(prompts)
+        return written.log_ratio
 
 
 def score(problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"]) -> HeldOut:

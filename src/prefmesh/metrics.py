@@ -35,6 +35,23 @@ class JsonLines:
         self._file.close()
 
 
+class NoLines(JsonLines):
+    """Where another process writes the file."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """No bytes."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSON Lines file (a killed writer may leave half a line at the end)."""
     if not path.exists():

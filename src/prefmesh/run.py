@@ -1,11 +1,11 @@
 """From the parts of an experiment through its rounds to a run directory."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,20 +14,30 @@ import torch
 from safetensors.numpy import save_file
 
 from prefmesh import checkpoint
+from prefmesh.algorithms.local_rule import STATS
 from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.algorithms.state import State, take
+from prefmesh.checkpoint import Checkpoint
 from prefmesh.config import ExperimentConfig, load_config
 from prefmesh.environment import describe_environment
 from prefmesh.errors import Diverged, InputError
 from prefmesh.experiment import Experiment, prepare
 from prefmesh.interruption import Interrupted, stop_requested
 from prefmesh.measure import Evaluation
-from prefmesh.metrics import JsonLines, new_directory, read_lines, refuse_taken, write_json, write_text
-from prefmesh.policies.base import Params, average, row_bytes
+from prefmesh.mesh import ALONE, Group
+from prefmesh.metrics import (
+    JsonLines,
+    NoLines,
+    new_directory,
+    read_lines,
+    refuse_taken,
+    write_json,
+    write_text,
+)
+from prefmesh.policies.base import Params, row_bytes
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.export import save_policy, save_tensors
 from prefmesh.policies.loading import model_source
-from prefmesh.preferences.texts import text_key
 from prefmesh.topology.describe import description
 
 LOGS = ("metrics.jsonl", "agents.jsonl")
@@ -53,16 +63,29 @@ class Silent:
 
 
 def run(
-    config: ExperimentConfig, out: Path, *, listener: Listener | None = None, name: str | None = None
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    listener: Listener | None = None,
+    name: str | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
-    """Run an experiment in a new directory; its summary.
+    """Run an experiment in a new directory; its summary (in process 0: the others do not write one, and return {}).
 
-    Raises `InputError` (nothing is written), `Diverged` or `Interrupted` (what there is stays).
+    `group`: the processes that share it, each of which calls this. Where a launcher started them again after one was killed, the
+    run goes on that the first attempt began. Raises `InputError` (nothing is written), `Diverged`, `Interrupted` or `PeerLost`
+    (what there is stays).
     """
-    refuse_taken(out, otherwise="--resume to go on with a run")
+    _meet(config, group)
+    if group.attempt and _of_process_0(group, (out / "config.yaml").is_file()):
+        return resume(out, config=config, listener=listener, name=name, group=group)
+    if group.rank == 0:
+        group.together(lambda: refuse_taken(out, otherwise="--resume to go on with a run"))
+    else:
+        group.together(lambda: None)
     listener = listener or Silent()
     _set_threads(config)
-    experiment = prepare(config, listener.stage)
+    experiment = prepare(config, listener.stage, group=group)
 
     def begin(directory: Path) -> None:
         environment = describe_environment(config.seed, experiment.policy.device)
@@ -70,7 +93,12 @@ def run(
         write_json(directory / "environment.json", environment | taken)
         write_text(directory / "config.yaml", config.to_yaml())
 
-    new_directory(out, begin)
+    group.together(lambda: new_directory(out, begin) if group.rank == 0 else None)
+    # Where the other processes see another disk, they have a directory of their own there, for what they host.
+    if not (out / "config.yaml").is_file():
+        group.together(lambda: new_directory(out, begin))
+    else:
+        group.together(lambda: None)
     return _Run(experiment, out, listener, name or config.method.name).go()
 
 
@@ -80,27 +108,55 @@ def resume(
     config: ExperimentConfig | None = None,
     listener: Listener | None = None,
     name: str | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Go on with an unfinished run, bit for bit as if it had not been stopped; a finished one is left as it is.
 
     Raises `InputError` where there is no run, or one of another config.
     """
-    if not (out / "config.yaml").is_file():
-        raise InputError(f"{out}: no run to resume (it has no config.yaml); allowed: a run directory")
-    own = load_config(out / "config.yaml")
-    if config is not None and config.hash() != own.hash():
-        raise InputError(
-            f"{out}: found a run of another config; allowed: the config in {out / 'config.yaml'}"
-        )
-    if (done := finished(out)) is not None:
-        return done
+    own = group.together(lambda: config_of(out, config))
+    _meet(own, group)
+    done = finished(out)
+    if _of_process_0(group, done is not None):
+        return done or {}
     listener = listener or Silent()
     _set_threads(own)
     # As before: another number would round otherwise.
     path = out / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    experiment = prepare(own, listener.stage, agents_per_pass=environment.get("agents_per_pass"))
+    agents_per_pass = int(_of_process_0(group, environment.get("agents_per_pass") or 0)) or None
+    experiment = prepare(own, listener.stage, agents_per_pass=agents_per_pass, group=group)
     return _Run(experiment, out, listener, name or own.method.name).go()
+
+
+def config_of(out: Path, given: ExperimentConfig | None = None) -> ExperimentConfig:
+    """A run's own config. Raises `InputError` where there is no run, or one of another config than the given one."""
+    if not (out / "config.yaml").is_file():
+        raise InputError(f"{out}: no run to resume (it has no config.yaml); allowed: a run directory")
+    own = load_config(out / "config.yaml")
+    if given is not None and given.hash() != own.hash():
+        raise InputError(
+            f"{out}: found a run of another config; allowed: the config in {out / 'config.yaml'}"
+        )
+    return own
+
+
+def _meet(config: ExperimentConfig, group: Group) -> None:
+    """Raise `InputError` where processes are not as many as the config says, or do not agree on it or on the software."""
+    if group.size != config.runtime.processes:
+        raise InputError(
+            f"runtime.processes: {config.runtime.processes}, but {group.size} run this; allowed: prefmesh run, which starts them, or "
+            "a launcher that starts as many"
+        )
+    versions = {
+        f"the version of {package}": version(package) for package in ("prefmesh", "torch", "transformers")
+    }
+    group.agree(versions | {"the config": config.hash()})
+
+
+def _of_process_0(group: Group, number: float | int) -> float:
+    """What process 0 says."""
+    return float(group.gather(np.array([[float(number)]]))[0, 0])
 
 
 def finished(out: Path) -> dict[str, Any] | None:
@@ -113,31 +169,48 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 class _Run:
-    """One run directory while it is written."""
+    """One run directory while it is written. Process 0 writes it; the others write checkpoints and adapters of what they host.
+
+    Several processes meet at evaluations and checkpoints, and not before: what rounds in between measured waits in `lines`.
+    """
 
     def __init__(self, experiment: Experiment, out: Path, listener: Listener, name: str):
         self.experiment, self.out, self.listener, self.name = experiment, out, listener, name
         self.config = experiment.config
+        self.group = experiment.method.mesh.group
         self.rounds = self.config.method.rounds
         self.hash = self.config.hash()
         self.bytes_sent_total = 0
         self.seconds = 0.0
+        self.lines: list[dict[str, Any]] = []
+        self.wire_bytes = 0
+        self.writes = self.group.rank == 0
+        self.data_bytes = int(self.group.total(np.array([float(experiment.data_bytes)]))[0])
+        self.checkpoints = out / "checkpoints"
+        if not self.writes:
+            self.checkpoints /= f"process_{self.group.rank:04d}"
 
     def go(self) -> dict[str, Any]:
         """All rounds from the newest checkpoint, or from the start."""
         experiment = self.experiment
         method = experiment.method
         state, first = self._restore()
-        if isinstance(method, DecDPO):
+        if isinstance(method, DecDPO) and self.writes:
             write_json(self.out / "topology.json", description(method.mixing))
         evaluation: Evaluation | None = None
         started, before = time.perf_counter(), self.seconds
         with closing(self.metrics), closing(self.agents), stop_requested() as stop:
             for round_ in range(first, self.rounds + 1):
-                state, evaluation = self._round(state, round_)
-                self.seconds = before + time.perf_counter() - started
+                state = self._learn(state, round_)
                 due = round_ % self.config.runtime.checkpoint_every == 0 or round_ == self.rounds
-                stopping = stop() and round_ < self.rounds
+                evaluated = round_ % self.config.evaluation.every == 0 or round_ == self.rounds
+                if self.group.size > 1 and not (due or evaluated):
+                    self.listener.round(round_, self.rounds, self.lines[-1])
+                    continue
+                self._meet()
+                evaluation = self._log(state, round_, evaluated=evaluated)
+                self.seconds = before + time.perf_counter() - started
+                stopping = self._anyone(stop()) and round_ < self.rounds
                 if due or stopping:
                     self._checkpoint(state, round_)
                 if stopping:
@@ -152,19 +225,20 @@ class _Run:
 
     def _restore(self) -> tuple[State, int]:
         """The state and the round to go on with; logs are cut to what the checkpoint knows."""
-        checkpoints = self.out / "checkpoints"
-        found = checkpoint.load(checkpoints, config=self.hash)
-        keep = found[0].log_bytes if found else dict.fromkeys(LOGS, 0)
-        for name in LOGS:
-            path = self.out / name
-            if (size := path.stat().st_size if path.exists() else 0) < keep[name]:
-                raise InputError(
-                    f"{path}: found {size} bytes, fewer than the {keep[name]} that its checkpoint knows of; "
-                    "allowed: the file as the run wrote it, or no checkpoints/ to start again from round 0"
-                )
-        kept = self.config.runtime.checkpoints_kept
-        checkpoint.forget_newer(checkpoints, than=found[0].round if found else -1, keep=kept)
-        self.metrics, self.agents = (JsonLines(self.out / name, keep=keep[name]) for name in LOGS)
+        found = self.group.together(lambda: checkpoint.load(self.checkpoints, config=self.hash))
+        # All go on from the round that every process has.
+        newest = int(self.group.gather(np.array([[float(found[0].round if found else -1)]])).min())
+        if found is not None and found[0].round > newest:
+            found = checkpoint.load(self.checkpoints, config=self.hash, at_most=newest)
+        self.group.together(lambda: self._refuse_unequal(found, newest))
+        keep: dict[str, int] = dict.fromkeys(LOGS, 0)
+        if found and self.writes:
+            keep = found[0].log_bytes
+        self.group.together(lambda: self._refuse_cut(keep) if self.writes else None)
+        checkpoint.forget_newer(self.checkpoints, than=newest, keep=self._kept)
+        self.metrics, self.agents = (
+            JsonLines(self.out / name, keep=keep[name]) if self.writes else NoLines() for name in LOGS
+        )
         method, device = self.experiment.method, self.experiment.policy.device
         if found is None:
             return self.experiment.learner.begin(self.experiment.start), 0
@@ -174,52 +248,98 @@ class _Run:
         placed = {
             name: t if name == "batches_drawn" else t.to(device, copy=True) for name, t in tensors.items()
         }
-        state = State.from_tensors(placed, method.agents, like=self.experiment.start)
+        state = State.from_tensors(placed, method.mesh.hosted, like=self.experiment.start)
         return state, record.round + 1
 
-    def _round(self, state: State, round_: int) -> tuple[State, Evaluation | None]:
-        """One round with its metrics line; round 0 only measures."""
-        started = time.perf_counter()
-        measures: dict[str, Any] = {"round": round_}
-        if round_ > 0:
-            state, found = self.experiment.learner.round(state, round_)
-            self._refuse_divergence(round_, found)
-            sent = self.experiment.method.bytes_sent(
-                round_, model_bytes=row_bytes(state.theta), data_bytes=self.experiment.data_bytes
+    @property
+    def _kept(self) -> int:
+        """Checkpoints that stay. A process that is killed while it writes one leaves the others one ahead."""
+        return max(self.config.runtime.checkpoints_kept, 2 if self.group.size > 1 else 1)
+
+    def _refuse_unequal(self, found: tuple[Checkpoint, Any] | None, newest: int) -> None:
+        if (found[0].round if found else -1) != newest:
+            raise InputError(
+                f"{self.checkpoints}: found no undamaged checkpoint of round {newest}, which is the newest of another process; allowed: "
+                "the directory as the run wrote it, or no checkpoints/ in any process, to start again from round 0"
             )
-            self.bytes_sent_total += sent
-            measures |= found | {"bytes_sent": sent}
-        else:
-            measures["bytes_sent"] = 0
-        measures["bytes_sent_total"] = self.bytes_sent_total
-        measures["seconds"] = time.perf_counter() - started
+
+    def _refuse_cut(self, keep: dict[str, int]) -> None:
+        for name in LOGS:
+            path = self.out / name
+            if (size := path.stat().st_size if path.exists() else 0) < keep[name]:
+                raise InputError(
+                    f"{path}: found {size} bytes, fewer than the {keep[name]} that its checkpoint knows of; "
+                    "allowed: the file as the run wrote it, or no checkpoints/ to start again from round 0"
+                )
+
+    def _learn(self, state: State, round_: int) -> State:
+        """One round, whose measures join `lines`; round 0 only measures."""
+        started = time.perf_counter()
+        line: dict[str, Any] = {"round": round_, "bytes_sent": 0}
+        if round_ > 0:
+            alone = self.group.size == 1
+            evaluated = round_ % self.config.evaluation.every == 0 or round_ == self.rounds
+            state, found = self.experiment.learner.round(state, round_, consensus=alone or evaluated)
+            line["bytes_sent"] = self.experiment.method.bytes_sent(
+                round_, model_bytes=row_bytes(state.theta), data_bytes=self.data_bytes
+            )
+            line |= found
+        self.bytes_sent_total += line["bytes_sent"]
+        line |= {"bytes_sent_total": self.bytes_sent_total, "seconds": time.perf_counter() - started}
+        self.lines.append(line)
+        return state
+
+    def _anyone(self, stop: bool) -> bool:
+        return bool(self.group.total(np.array([float(stop)]))[0])
+
+    def _meet(self) -> None:
+        """What all processes measured since they met last goes into the log, but for the last line."""
+        learned = [line for line in self.lines if line["round"] > 0]
+        mesh, method = self.experiment.method.mesh, self.experiment.method
+        table = np.zeros((len(learned), len(STATS) + 2))
+        for row, line in zip(table, learned, strict=True):
+            own = len(mesh.here(method.participants(line["round"])))
+            row[:-2] = [own * line[key] for key in STATS]
+            row[-2:] = own, not line.pop("parameters_finite")
+        *numbers, sent = self.group.total(np.append(table.reshape(-1), float(self.group.bytes_sent)))
+        table = np.reshape(numbers, table.shape)
+        for row, line in zip(table, learned, strict=True):
+            line |= dict(zip(STATS, (row[:-2] / row[-2]).tolist(), strict=True))
+            if row[-1] or not np.isfinite(line["loss"]):
+                for past in self.lines[: self.lines.index(line) + 1]:
+                    self.metrics.append(past)
+                what = "a parameter" if np.isfinite(line["loss"]) else "the loss"
+                raise self._diverged(line["round"], what)
+        if self.group.size > 1:
+            self.lines[-1]["wire_bytes"] = int(sent) - self.wire_bytes
+            self.wire_bytes = int(sent)
+        for line in self.lines[:-1]:
+            self.metrics.append(line)
+        self.lines = self.lines[-1:]
+
+    def _log(self, state: State, round_: int, *, evaluated: bool) -> Evaluation | None:
+        """The last line goes into the log, with what an evaluation finds where one is due."""
+        (line,) = self.lines
+        self.lines = []
         evaluation = None
-        if round_ % self.config.evaluation.every == 0 or round_ == self.rounds:
+        if evaluated:
             evaluation = self._evaluate(state, round_)
-            measures |= evaluation.metrics
+            line |= evaluation.metrics
             for record in evaluation.users:
                 self.agents.append({"round": round_, **record})
-        self.metrics.append(measures)
+        self.metrics.append(line)
         if evaluation is not None and not np.isfinite(evaluation.metrics["train_loss"]):
             raise self._diverged(round_, "the loss")
-        self.listener.round(round_, self.rounds, measures)
-        return state, evaluation
+        self.listener.round(round_, self.rounds, line)
+        return evaluation
 
     def _evaluate(self, state: State, round_: int) -> Evaluation:
-        one_policy = self.experiment.method.one_policy
-        return self.experiment.evaluator.evaluate(state.theta, round_, one_policy=one_policy, samples=True)
-
-    def _refuse_divergence(self, round_: int, found: dict[str, Any]) -> None:
-        finite_loss, finite_theta = np.isfinite(found["loss"]), found.pop("parameters_finite")
-        if finite_loss and finite_theta:
-            return
-        self.metrics.append({"round": round_, **found})
-        raise self._diverged(round_, "the loss" if not finite_loss else "a parameter")
+        return self.experiment.evaluator.evaluate(state.theta, round_)
 
     def _diverged(self, round_: int, what: str) -> Diverged:
         """The error to raise, after the summary is written."""
         self._summary("diverged", None)
-        kept = checkpoint.newest_round(self.out / "checkpoints")
+        kept = checkpoint.newest_round(self.checkpoints)
         where = (
             f"the checkpoint of round {kept} is kept"
             if kept is not None
@@ -231,49 +351,44 @@ class _Run:
 
     def _checkpoint(self, state: State, round_: int) -> None:
         checkpoint.save(
-            self.out / "checkpoints",
+            self.checkpoints,
             state.tensors(),
             round_=round_,
             config=self.hash,
             log_bytes={"metrics.jsonl": self.metrics.sync(), "agents.jsonl": self.agents.sync()},
             bytes_sent_total=self.bytes_sent_total,
             seconds=self.seconds,
-            keep=self.config.runtime.checkpoints_kept,
+            keep=self._kept,
         )
 
     def _finish(self, state: State, evaluation: Evaluation) -> dict[str, Any]:
         """Policies, held-out figures, and last the summary, which marks the run as done."""
-        self._save(average(state.theta), self.out / "policy")
-        own = next(iter(state.theta.values()))
-        differ = own.shape[0] > 1 and own.stride(0) != 0
-        if differ and getattr(self.config.policy, "train", "lora") == "lora":
-            for i in range(own.shape[0]):
-                self._save(take(state.theta, np.array([i])), self.out / "adapters" / f"agent_{i:04d}")
-            write_json(self.out / "adapters" / "users.json", self._agent_of_user())
-        one_policy = self.experiment.method.one_policy
-        headline = evaluation.average if one_policy else evaluation.own
-        if len(headline.rows):
+        experiment, method = self.experiment, self.experiment.method
+        mean = experiment.evaluator.mean(state.theta)
+        if self.writes:
+            self._save(mean, self.out / "policy")
+        if (
+            experiment.evaluator.differ(state.theta)
+            and getattr(self.config.policy, "train", "lora") == "lora"
+        ):
+            for i in range(method.mesh.hosted):
+                place = self.out / "adapters" / f"agent_{method.mesh.first + i:04d}"
+                self._save(take(state.theta, np.array([i])), place)
+            if self.writes:
+                write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
+        headline = evaluation.average if method.one_policy else evaluation.own
+        if len(headline.rows) and self.writes:
             save_file(
                 {
                     "rows": headline.rows,
                     "margin": np.ascontiguousarray(headline.margin),
                     "accuracy": np.ascontiguousarray(headline.accuracy),
                     "own_accuracy": np.ascontiguousarray(evaluation.own.accuracy),
-                    "prompt": np.array(
-                        [_number_of(text_key(self.experiment.pairs[i].prompt)) for i in headline.rows]
-                    ),
+                    "prompt": experiment.census.held_out.prompt,
                 },
                 self.out / "held_out.safetensors",
             )
         return self._summary("done", evaluation)
-
-    def _agent_of_user(self) -> dict[str, int]:
-        """The agent of each user whose training pairs all lie with one."""
-        found: dict[str, set[int]] = {}
-        for i, agent in enumerate(self.experiment.division.agents):
-            for row in agent.train:
-                found.setdefault(self.experiment.pairs[row].user, set()).add(i)
-        return {user: next(iter(agents)) for user, agents in sorted(found.items()) if len(agents) == 1}
 
     def _save(self, row: Params, directory: Path) -> None:
         policy = self.experiment.policy
@@ -283,12 +398,13 @@ class _Run:
             save_tensors(row, directory)
 
     def _summary(self, status: str, evaluation: Evaluation | None) -> dict[str, Any]:
-        """Write and return `summary.json`."""
+        """Write and return `summary.json`; the last thing that is written, when all processes are done."""
         experiment = self.experiment
-        one_policy = experiment.method.one_policy
+        census, one_policy = experiment.census, experiment.method.one_policy
         found = (evaluation.average if one_policy else evaluation.own) if evaluation else None
-        rows = found.rows if found is not None else np.arange(0)
-        held_out = [experiment.pairs[i] for i in rows]
+        ceiling = self._ceiling() if found is not None and len(found.rows) else None
+        if not self.writes:
+            return {}
         last = (read_lines(self.out / "metrics.jsonl") or [{}])[-1]
         summary = {
             "name": self.name,
@@ -296,20 +412,20 @@ class _Run:
             "status": status,
             "seed": self.config.seed,
             "rounds": last.get("round", 0),
-            "agents": len(experiment.division.agents),
-            "users": len({pair.user for pair in experiment.pairs}),
+            "agents": len(census.sizes),
+            "users": len(census.users),
             "agents_per_pass": experiment.learner.agents_per_pass,
             # None where no prompt is read at all; False: the model attends by code of its own, prompts are read twice.
             "prompts_read_once": getattr(experiment.policy, "packs", None),
-            "training_pairs": int(sum(len(agent.train) for agent in experiment.division.agents)),
-            "held_out_pairs": len(rows),
+            "training_pairs": int(census.sizes.sum()),
+            "held_out_pairs": len(found.rows) if found is not None else 0,
             "headline": "average" if one_policy else "own",
             "final": {key: value for key, value in last.items() if key != "round"},
             "accuracy_interval": list(experiment.evaluator.interval(found)[1:])
-            if found is not None and len(rows)
+            if found is not None and len(found.rows)
             else None,
-            "ceiling": experiment.town.ceiling(held_out) if experiment.town and held_out else None,
-            "leakage": experiment.division.leakage.shares(),
+            "ceiling": ceiling,
+            "leakage": census.leakage,
             "read": asdict(experiment.report) if experiment.report else None,
             "bytes_sent_total": self.bytes_sent_total,
             "seconds": self.seconds,
@@ -317,10 +433,13 @@ class _Run:
         write_json(self.out / "summary.json", summary)
         return summary
 
-
-def _number_of(text: str) -> int:
-    """A 63-bit number for a text: pairs of one prompt are told apart without keeping the text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    def _ceiling(self) -> dict[str, float] | None:
+        """The best that can be expected on everybody's held-out pairs, where users are simulated."""
+        town, held = self.experiment.town, self.experiment.evaluator.held
+        own = town.ceiling([self.experiment.pairs[i] for i in held]) if town and len(held) else {}
+        numbers = [len(held) * own.get(key, 0.0) for key in ("own", "consensus")]
+        *sums, count = self.group.total(np.array([*numbers, float(len(held))]))
+        return {"own": float(sums[0] / count), "consensus": float(sums[1] / count)} if town else None
 
 
 def _set_threads(config: ExperimentConfig) -> None:

@@ -1,5 +1,6 @@
 """What a person at a terminal sees: progress on stderr, tables on stdout, one line for an error."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,8 +50,8 @@ class ProgressListener:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], ProgressListener]]:
-    """A scope in which progress is drawn; gives what makes a listener per run."""
+def progress(shown: bool = True) -> Iterator[Callable[[str], ProgressListener]]:
+    """A scope in which progress is drawn if it is `shown`; gives what makes a listener per run."""
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
@@ -59,7 +60,7 @@ def progress() -> Iterator[Callable[[str], ProgressListener]]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[state]}"),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+    with Progress(*columns, console=err, disable=not (shown and err.is_terminal)) as bars:
         yield lambda title: ProgressListener(bars, title)
 
 
@@ -89,7 +90,10 @@ def said(path: Path | str) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; its exit code. Errors that are the user's become one line on stderr."""
+    """Run a command; its exit code. Errors that are the user's become one line on stderr.
+
+    What ends all of several processes alike is said by the first of them.
+    """
     from prefmesh.interruption import Interrupted
 
     try:
@@ -97,11 +101,11 @@ def guarded(command: Callable[[], Any]) -> int:
     except InputError as error:
         return _fail(str(error), 2)
     except Diverged as error:
-        return _fail(str(error), 3)
+        return _fail(str(error), 3) if _first_of_many() else 3
     except PeerLost as error:
         return _fail(str(error), 4)
     except Interrupted as error:
-        return _fail(str(error), 130)
+        return _fail(str(error), 130) if _first_of_many() else 130
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except typer.Exit as stop:
@@ -118,6 +122,10 @@ def guarded(command: Callable[[], Any]) -> int:
     if code == 130:  # Typer catches Ctrl-C itself, and returns this
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _first_of_many() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str, code: int) -> int:

@@ -11,7 +11,7 @@ from prefmesh.policies.base import EncodedPairs, Params, Policy, passes
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.packing import Tree
 from prefmesh.preferences.pairs import Pair
-from prefmesh.randomness import torch_seeded
+from prefmesh.randomness import generator, torch_seeded
 from tests import models, problems
 from tests.equivalence import naive
 
@@ -147,6 +147,10 @@ def test_passes_hold_every_pair_once_within_the_budget(budget) -> None:
         assert padded <= budget or len(part) == 1
 
 
+def uniform(prompts: int, tokens: int, seed: int = 0) -> np.ndarray:
+    return generator(seed, "test").random((prompts, tokens))
+
+
 class TestSamples:
     """One-token completions can be enumerated: the next token's distribution is known exactly."""
 
@@ -173,7 +177,7 @@ class TestSamples:
         policy.model.generation_config.top_k = 3
         row = self.moved(policy)
         count = 1500
-        drawn = policy.sample(row, list(self.PROMPTS) * count, seed=0, max_new_tokens=1)
+        drawn = policy.sample(row, list(self.PROMPTS) * count, uniform(3 * count, 1))
         assert policy.model.generation_config.repetition_penalty == 9.0
         log_ratio = (drawn.log_probs - drawn.ref_log_probs)[0].double().numpy()
         for i, prompt in enumerate(self.PROMPTS):
@@ -196,8 +200,8 @@ class TestSamples:
         policy = problems.causal_lm("lora")
         torch.manual_seed(3)
         before = torch.get_rng_state()
-        first, again = (policy.sample({}, self.PROMPTS, seed=5, max_new_tokens=6) for _ in range(2))
-        other = policy.sample({}, self.PROMPTS, seed=6, max_new_tokens=6)
+        first, again = (policy.sample({}, self.PROMPTS, uniform(3, 6, 5)) for _ in range(2))
+        other = policy.sample({}, self.PROMPTS, uniform(3, 6, 6))
         assert first.texts == again.texts != other.texts
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.allclose(first.log_probs, first.ref_log_probs)
@@ -206,15 +210,23 @@ class TestSamples:
         policy = problems.causal_lm("lora")
         start, moved = policy.initial(0), self.moved(policy)
         both = {name: torch.cat([start[name], moved[name]]) for name in start}
-        together = policy.sample(both, self.PROMPTS, seed=1, max_new_tokens=5)
+        numbers = uniform(3, 5)
+        together = policy.sample(both, self.PROMPTS, numbers)
         assert together.log_probs.shape == (2, 3)
-        alone = [policy.sample(row, self.PROMPTS, seed=1, max_new_tokens=5) for row in (start, moved)]
+        alone = [policy.sample(row, self.PROMPTS, numbers) for row in (start, moved)]
         assert together.texts == alone[0].texts + alone[1].texts
         assert torch.allclose(together.log_probs, torch.cat([one.log_probs for one in alone]))
 
+    def test_prompts_draw_as_they_do_alone(self) -> None:
+        policy = problems.causal_lm("lora")
+        moved, numbers = self.moved(policy), uniform(3, 5)
+        together = policy.sample(moved, self.PROMPTS, numbers)
+        for i, prompt in enumerate(self.PROMPTS):
+            assert policy.sample(moved, [prompt], numbers[i : i + 1]).texts == together.texts[i : i + 1]
+
     def test_they_end_with_the_first_end_of_text(self) -> None:
         policy = problems.causal_lm("lora")
-        drawn = policy.sample({}, ["w1"] * 300, seed=0, max_new_tokens=12)
+        drawn = policy.sample({}, ["w1"] * 300, uniform(300, 12))
         lengths = {len(text.split()) for text in drawn.texts}
         assert min(lengths) < 12  # some ended early
         assert max(lengths) <= 12

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prefmesh.mesh import Mesh
 from prefmesh.objectives import ObjectiveSettings, PairLogProbs, pair_loss
 from prefmesh.policies.base import EncodedPairs, Params, Policy, Rows, passes
 
@@ -77,23 +78,36 @@ def grad_norm_sq(
     problem: Problem,
     row: Params,
     rows: Int[np.ndarray, " pairs"],
-    weights: Float[np.ndarray, " pairs"],
+    weights: Float[np.ndarray, " all"],
     *,
     sample: int | None,
     random: np.random.Generator,
+    mesh: Mesh | None = None,
+    before: int = 0,
 ) -> tuple[float, float]:
     """||grad f||^2 and f at the model `row`, f = sum_j weights_j loss_j, with the weights adding up to 1.
+
+    `rows` are those of the pairs `before`, `before` + 1, ... of all; the others live in other processes of `mesh`.
 
     `sample` none: over all pairs, exact. Else the inner product of the gradients of two independent draws of `sample`
     pairs with replacement, each an unbiased estimate of grad f: unbiased, and possibly negative. (The squared norm of
     one draw's gradient would carry that draw's noise as a floor.)
     """
-    if sample is None:
+
+    def everybodys(
+        rows: Int[np.ndarray, " some"], weights: Float[np.ndarray, " some"]
+    ) -> tuple[float, Params]:
         loss, gradient = global_loss_and_gradient(problem, row, rows, weights)
+        if mesh is None or mesh.group.size == 1:
+            return loss, gradient
+        return float(mesh.group.total(np.array([loss]))[0]), mesh.add(gradient)
+
+    if sample is None:
+        loss, gradient = everybodys(rows, weights[before : before + len(rows)])
         return inner(gradient, gradient), loss
-    uniform = np.full(sample, 1 / sample)
-    halves = [
-        global_loss_and_gradient(problem, row, random.choice(rows, sample, p=weights), uniform)
-        for _ in range(2)
-    ]
+    halves = []
+    for _ in range(2):
+        place = random.choice(len(weights), sample, p=weights) - before
+        own = place[(place >= 0) & (place < len(rows))]
+        halves.append(everybodys(rows[own], np.full(len(own), 1 / sample)))
     return inner(halves[0][1], halves[1][1]), (halves[0][0] + halves[1][0]) / 2

@@ -19,28 +19,37 @@ class Writer(Protocol):
     """A policy that can be sampled."""
 
     def sample(
-        self, params: Params, prompts: Sequence[Text], *, seed: int, max_new_tokens: int
+        self, params: Params, prompts: Sequence[Text], uniform: Float[np.ndarray, "prompts tokens"]
     ) -> Samples: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """Mean of log pi(y|x) - log pi_ref(y|x) over the policy's own samples: an unbiased estimate of the KL, in nats per completion."""
+    """`log_ratio`: log pi(y|x) - log pi_ref(y|x) of the policy's own samples, in nats per completion."""
 
-    kl: float
-    kl_stderr: float
+    log_ratio: Float[np.ndarray, " prompts"]
     texts: list[str]
 
 
-def write(policy: Writer, row: Params, prompts: Sequence[Text], *, seed: int, max_new_tokens: int) -> Written:
-    """Sample one model `row` (1, ...) once per prompt."""
-    samples = policy.sample(row, prompts, seed=seed, max_new_tokens=max_new_tokens)
-    log_ratio = (samples.log_probs - samples.ref_log_probs)[0].double().cpu().numpy()
+def write(
+    policy: Writer, row: Params, prompts: Sequence[Text], uniform: Float[np.ndarray, "prompts tokens"]
+) -> Written:
+    """Sample one model `row` (1, ...) once per prompt, as the uniform numbers say."""
+    if not prompts:
+        return Written(log_ratio=np.zeros(0), texts=[])
+    samples = policy.sample(row, prompts, uniform)
+    return Written(
+        log_ratio=(samples.log_probs - samples.ref_log_probs)[0].double().cpu().numpy(), texts=samples.texts
+    )
+
+
+def kl_estimate(log_ratio: Float[np.ndarray, " prompts"]) -> tuple[float, float]:
+    """The mean of log ratios of own samples, an unbiased estimate of the KL to the reference, and its standard error."""
     error = float(log_ratio.std(ddof=1) / np.sqrt(len(log_ratio))) if len(log_ratio) > 1 else float("nan")
-    return Written(kl=float(log_ratio.mean()), kl_stderr=error, texts=samples.texts)
+    return float(log_ratio.mean()), error
 
 
-def win_rate(utility: Utility, user: str, texts: Sequence[str], reference_texts: Sequence[str]) -> float:
-    """How often this user likes the policy's completion better than the reference's for the same prompt; a tie is half."""
+def wins(utility: Utility, user: str, texts: Sequence[str], reference_texts: Sequence[str]) -> float:
+    """For how many prompts this user likes the policy's completion better than the reference's; a tie is half."""
     difference = utility(user, texts) - utility(user, reference_texts)
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    return float(np.sum((difference > 0) + 0.5 * (difference == 0)))

@@ -102,23 +102,24 @@ class Mesh:
 
         `weights` and `rows` are those of the participants that live here, which may be none.
         """
-        return self._add({name: weighted_sum(weights, tensor) for name, tensor in rows.items()})
+        return self.add({name: weighted_sum(weights, tensor) for name, tensor in rows.items()}, self.wire)
 
     def mean(self, rows: Rows, of: int) -> Rows:
         """The mean (1, ...) of `of` agents' rows, this process having those of its own."""
         if self.group.size == 1:
             return {name: tensor.mean(0, keepdim=True) for name, tensor in rows.items()}
-        return self._add(
-            {name: tensor.sum(0, keepdim=True) / of for name, tensor in rows.items()}, exact=True
-        )
+        return self.add({name: tensor.sum(0, keepdim=True) / of for name, tensor in rows.items()})
 
-    def _add(self, row: Rows, *, exact: bool = False) -> Rows:
-        """The sum of a row (1, ...) over processes; `exact`: in its own type, whatever the wire's."""
+    def add(self, row: Rows, wire: torch.dtype | None = None) -> Rows:
+        """The sum over processes of a row (1, ...), which travels as `wire`; none: as it is."""
         if self.group.size == 1:
             return row
         flat = torch.cat([tensor.reshape(-1) for tensor in row.values()])
-        sent = flat if exact or self.wire is None else flat.to(self.wire)
-        parts = self.group.add(sent).to(flat.dtype).split([tensor.numel() for tensor in row.values()])
+        parts = (
+            self.group.add(flat.to(wire or flat.dtype))
+            .to(flat.dtype)
+            .split([tensor.numel() for tensor in row.values()])
+        )
         return {name: part.view_as(tensor) for (name, tensor), part in zip(row.items(), parts, strict=True)}
 
     def _routes_of(self, matrix: csr_array) -> _Routes:

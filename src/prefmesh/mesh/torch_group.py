@@ -27,9 +27,10 @@ class TorchGroup(Group):
     Only tensors travel, never pickled objects. Raises `PeerLost` where a process is gone or does not answer in time.
     """
 
-    def __init__(self, limit: float):
+    def __init__(self, limit: float | int):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.limit = limit
+        self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
     def total(self, values: Float[ndarray, " numbers"]) -> Float[ndarray, " numbers"]:
         """All-reduced, as float64."""
@@ -98,15 +99,17 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^\[\S+\] ?", "", str(error).splitlines()[0]).split(". ")[0]
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, `prefmesh run --processes`) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def launched() -> int | None:
+    """How many processes a launcher (torchrun, `prefmesh run --processes`) started, this being one; none: this is the only one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return size if size > 1 else None
 
 
-def join(limit: float) -> Group:
+def join(limit: float | int, device: str = "cpu") -> Group:
     """Meet the other processes that the launcher started, as its variables say (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    `ALONE` where there are none. Raises `InputError` where they do not all appear within `limit` seconds.
+    `ALONE` where there are none. On `device: cuda` each takes a GPU of its own. Raises `InputError` where there are too few, or
+    where the processes do not all appear within `limit` seconds.
     """
     if not launched():
         return ALONE
@@ -117,6 +120,8 @@ def join(limit: float) -> Group:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(seconds=limit)
+    if device == "cuda":
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         # A launcher that restarts processes keeps its store: what an attempt before left there must not be read.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -125,7 +130,7 @@ def join(limit: float) -> Group:
             host, port, size, is_master=rank == 0 and not hosted, timeout=timeout, wait_for_workers=False
         )
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
             store=PrefixStore(f"prefmesh/{attempt}", store),
             rank=rank,
             world_size=size,
@@ -137,3 +142,12 @@ def join(limit: float) -> Group:
             f"({_reason(error)}); allowed: all of them started, with the same MASTER_ADDR and a free MASTER_PORT"
         ) from None
     return TorchGroup(limit)
+
+
+def _take_gpu(number: int, processes: int) -> None:
+    if processes > (gpus := torch.cuda.device_count()):
+        raise InputError(
+            f"runtime.device: cuda, but {processes} processes would share the {gpus} GPU(s) of {socket.gethostname()}; allowed: as many "
+            "processes as GPUs (a process hosts many agents), or runtime.device: cpu"
+        )
+    torch.cuda.set_device(number)

@@ -18,13 +18,13 @@ from torch.func import functional_call
 from prefmesh.errors import InputError
 from prefmesh.policies import kernels, lora
 from prefmesh.policies.base import BYTES_PER_PASS, ChosenRejected, Params, Rows, Samples
+from prefmesh.policies.drawing import Inverse
 from prefmesh.policies.encoded import encoded_pairs
 from prefmesh.policies.packing import Packed, Reader, Tree, like_lengths
 from prefmesh.policies.recompute import recompute
 from prefmesh.preferences.encoding import end_id, prompt_ids
 from prefmesh.preferences.pairs import Pair, Text
 from prefmesh.preferences.tokens import TokenIds, TokenPairs
-from prefmesh.randomness import torch_seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -255,11 +255,15 @@ class CausalLMPolicy:
     # ---- samples
 
     @torch.no_grad()
-    def sample(self, params: Params, prompts: Sequence[Text], *, seed: int, max_new_tokens: int) -> Samples:
+    def sample(
+        self, params: Params, prompts: Sequence[Text], uniform: Float[np.ndarray, "prompts tokens"]
+    ) -> Samples:
         """Every agent's completions of the same prompts, drawn at temperature 1 from the whole distribution.
 
-        {} samples the reference. Prompts are cut on the left to leave room within the model's length.
+        `uniform`: a number in [0, 1) for each token that may be written; what is drawn is a function of them, whichever
+        prompts share a call. {} samples the reference. Prompts are cut on the left to leave room within the model's length.
         """
+        max_new_tokens = uniform.shape[1]
         room = self.max_length - max_new_tokens
         ids = prompt_ids(prompts, self.tokenizer, max(1, room))
         padded, mask = _pad([np.array(seq) for seq in ids], side="left")
@@ -267,16 +271,15 @@ class CausalLMPolicy:
         log_probs, ref_log_probs = [], []
         for agent in range(_agents(params) if params else 1):
             row = {name: tensor[agent : agent + 1] for name, tensor in params.items()}
-            with torch_seeded(seed, "sample"), self._generating_plainly():
+            with self._generating_plainly():
                 written = self._run(
                     {name: tensor[0] for name, tensor in row.items()} if self.train == "full" else row,
                     "generate",
                     input_ids=padded.to(self.device),
                     attention_mask=mask.to(self.device),
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
+                    # The processor draws; of what it leaves, the best token is the only one.
+                    do_sample=False,
+                    logits_processor=[Inverse(uniform, padded.shape[1])],
                     max_new_tokens=max_new_tokens,
                     pad_token_id=self.tokenizer.pad_token_id
                     if self.tokenizer.pad_token_id is not None

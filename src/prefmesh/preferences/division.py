@@ -1,7 +1,7 @@
 """From a pool of pairs to agents: split first, so that what is held out is held out for everybody, then deal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,21 @@ class Division:
     split: Split
     users_without_train: tuple[str, ...]
     users_without_held_out: tuple[str, ...]
+
+    def part(self, first: int, last: int) -> tuple["Division", Rows]:
+        """What a process keeps that hosts agents `first` to `last` - 1, and the rows of the pool that its pairs are, in order.
+
+        Pairs of nobody go to the process of the last agent.
+        """
+        agents = self.agents[first:last]
+        nobodys = self.unassigned_held_out if last == len(self.agents) else self.unassigned_held_out[:0]
+        kept = np.sort(np.concatenate([*(rows for a in agents for rows in (a.train, a.held_out)), nobodys]))
+
+        def place(rows: Rows) -> Rows:
+            return np.searchsorted(kept, rows)
+
+        moved = [replace(a, train=place(a.train), held_out=place(a.held_out)) for a in agents]
+        return replace(self, agents=moved, unassigned_held_out=place(nobodys)), kept
 
     @property
     def leakage(self) -> Leakage:

@@ -62,12 +62,13 @@ class Method(ABC):
     one_row: ClassVar[bool] = False
     """Whether all agents hold the same row of Theta between rounds, as under a server."""
 
-    def __init__(self, settings: Any, population: Population, mesh: Mesh | None = None):
-        """`mesh`: where agents live; none: all of them here."""
+    mesh: Mesh
+    """Where agents live: all of them here, unless it is replaced before the first round."""
+
+    def __init__(self, settings: Any, population: Population):
         self.settings = settings
         self.population = population
-        self.mesh = mesh or Mesh.of(self.agents)
-        assert self.mesh.agents == self.agents
+        self.mesh = Mesh.of(self.agents)
 
     @property
     def shards(self) -> Int[np.ndarray, "agents shards_each"]:

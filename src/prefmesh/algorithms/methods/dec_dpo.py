@@ -14,7 +14,6 @@ from scipy.sparse import csr_array
 
 from prefmesh.algorithms.methods.base import Method, MethodSettings, Population, method
 from prefmesh.algorithms.state import State, copies
-from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
 from prefmesh.topology.build import build_mixing_matrix
 from prefmesh.topology.mixing import MixingMatrix
@@ -45,8 +44,8 @@ class DecDPO(Method):
     Settings = DecDPOSettings
     settings: DecDPOSettings
 
-    def __init__(self, settings: DecDPOSettings, population: Population, mesh: Mesh | None = None):
-        super().__init__(settings, population, mesh)
+    def __init__(self, settings: DecDPOSettings, population: Population):
+        super().__init__(settings, population)
         self.mixing = settings.mixing_matrix(self.agents, population.seed)
 
     def matrix(self, round_: int) -> csr_array:
