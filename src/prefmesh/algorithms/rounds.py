@@ -1,5 +1,6 @@
 """One round: participants start, take their local steps chunk by chunk, and are mixed."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +121,7 @@ def consensus_error(theta: Params, mesh: Mesh | None = None, of: int | None = No
         middle = mean[name].reshape(-1) if elsewhere else None
         # Some columns at a time: what is taken on the way stays small.
         width = max(1, CONSENSUS_BLOCK // max(1, agents))
-        for i, part in enumerate(tensor.reshape(agents, -1).split(width, dim=1)):
+        for i, part in enumerate(tensor.reshape(agents, math.prod(tensor.shape[1:])).split(width, dim=1)):
             centre = part.mean(0) if middle is None else middle[i * width : (i + 1) * width]
             total += float((part - centre).square().sum(dtype=torch.float64))
     if elsewhere:
