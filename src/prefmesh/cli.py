@@ -27,6 +27,7 @@ from prefmesh.cli_run import run
 from prefmesh.cli_theory import theory_commands
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # stack traces of sockets, for what we say in a line
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are for callers of its own functions
 
 app = typer.Typer(

@@ -62,7 +62,8 @@ def run(
     settings = given or running.config_of(directory)
     limit, device = settings.runtime.timeout, settings.runtime.torch_device()
     if settings.runtime.processes > 1 and not started:
-        raise typer.Exit(_launch(settings, config, directory, override, resume, restarts, plugin, json))
+        # Not typer's Exit: its callers would say once more what the processes have said.
+        raise SystemExit(_launch(settings, config, directory, override, resume, restarts, plugin, json))
     if processes not in (None, settings.runtime.processes):
         raise _refused(
             f"--processes: {processes}, but the run in {directory} has {settings.runtime.processes}; allowed: as many, or no --processes"

@@ -21,9 +21,7 @@ def launch(processes: int, arguments: Sequence[str], *, restarts: int = 0, limit
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # children say themselves why they end
+    logging.disable(logging.CRITICAL)  # torch's: the processes say themselves why they end
     # Each would take all cores otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(

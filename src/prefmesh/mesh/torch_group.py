@@ -96,7 +96,7 @@ class TorchGroup(Group):
 
 def _reason(error: RuntimeError) -> str:
     """What torch says, without the place in its own source and its advice."""
-    return re.sub(r"^\[\S+\] ?", "", str(error).splitlines()[0]).split(". ")[0]
+    return re.sub(r"^\[\S+\] ?", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
 
 
 def launched() -> int | None:
