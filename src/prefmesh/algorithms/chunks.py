@@ -80,7 +80,10 @@ def fastest(learner: Learner, row: Params, most: int) -> int:
     Sizes are tried upwards until one does not pay. Where that would take more than `EFFORT` of the run's work before an answer is
     found, it is `learner.agents_per_pass`.
     """
-    active = learner.method.participants(1)
+    mesh, active = learner.method.mesh, learner.method.participants(1)
+    here = mesh.here(active)
+    # A process may host nobody who takes part in the first round: any agents' pairs are alike.
+    active = here if len(here) else mesh.first + np.arange(min(mesh.hosted, len(active)))
     most = min(most, len(active))
     settings = learner.method.settings
     effort = EFFORT * settings.rounds * settings.local_steps * len(active)
