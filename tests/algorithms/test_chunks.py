@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from prefmesh.algorithms import chunks
+from prefmesh.algorithms.sampling import Sampler
 from prefmesh.errors import InputError
+from prefmesh.mesh import Group, Mesh
 from tests import problems
 
 SIZES = [5, 4, 3]
@@ -105,3 +108,25 @@ def test_real_passes_are_timed() -> None:
     on = problems.problem("lora", 24, "float32")
     learner = problems.learner(on, [4] * 6, {"name": "dec_dpo", "rounds": 10_000}, {"batch_size": 2})
     assert chunks.fastest(learner, on.policy.initial(0), 99) in (1, 2, 4, 6)
+
+
+def test_a_process_times_agents_that_it_hosts() -> None:
+    """Also where none of them takes part in the first round."""
+
+    class Half(Group):
+        size = 2
+
+        def __init__(self, rank: int):
+            self.rank = rank
+
+    on = problems.problem("lora", 24, "float32")
+    learner = problems.learner(
+        on, [4] * 6, {"name": "fed_dpo", "rounds": 10_000, "participation": 1}, {"batch_size": 2}
+    )
+    (first,) = learner.method.participants(1)
+    rank = int(first < 3)  # the other one
+    mesh = Mesh([3, 3], Half(rank))
+    learner.method.mesh = mesh
+    held = [np.arange(4) + 4 * i for i in range(mesh.first, mesh.last)]
+    sampler = Sampler(held, learner.optimizer, 0, sizes=np.array([4] * 6), first=mesh.first)
+    assert chunks.fastest(replace(learner, sampler=sampler), on.policy.initial(0), 99) == 1

@@ -33,6 +33,7 @@ class Sampler:
         self.pairs = np.concatenate(shards)
         before = np.cumsum(self.sizes) - self.sizes
         self.offsets = before - before[first]
+        self.first, self.last = first, first + len(shards)
         self.settings = settings
         self.seed = seed
         self._order = lru_cache(maxsize=8)(self._draw_order)
@@ -50,6 +51,7 @@ class Sampler:
         `drawn` counts the batches that each of `shards` has drawn before. With full batches, shards smaller than the
         largest one are filled up with rows of weight 0.
         """
+        assert ((self.first <= shards) & (shards < self.last)).all()
         if self.settings.batch_size == "full":
             return self._full(shards, steps)
         batch = self.settings.batch_size
