@@ -127,6 +127,8 @@ class ExperimentConfig(Settings):
     @property
     def known_agents(self) -> int | None:
         """How many agents there will be, where that is known before the data is read."""
+        if not self.preferences.shared and self.runtime.processes > 1:
+            return None
         return self.preferences.agents or (
             self.preferences.town_settings.users if self.preferences.simulated else None
         )

@@ -83,41 +83,81 @@ def prepare(
     where a run goes on; none: as the config says, or chosen. `group`: the processes that agents live in; each keeps its own
     agents' pairs, and where one refuses, all do.
     """
-    experiment = group.together(lambda: _prepare(config, say, agents_per_pass, group))
+    share = group.together(lambda: _read(config, group.rank, say))
+    counts = None
+    if group.size > 1 and not config.preferences.shared:
+        counts = group.gather(np.array([[float(len(share.division.agents))]]))[:, 0].astype(int).tolist()
+        share = replace(share, census=share.census.joined(group.gather, group.rank), report=None)
+    method = group.together(lambda: _method(config, share.census, counts, group))
+    if group.size > 1 and config.preferences.shared:
+        share = share.part(method.mesh)
+        _load_pairs.cache_clear()  # which holds everybody's
+    held = sum(len(a.held_out) for a in share.division.agents) + len(share.division.unassigned_held_out)
+    before = int(group.gather(np.array([[float(held)]]))[: group.rank].sum())
+    experiment = group.together(lambda: _assembled(config, share, method, before, say, agents_per_pass))
     group.agree({"policy.model": experiment.policy.fingerprint()})
     fewest = int(group.gather(np.array([[float(experiment.learner.agents_per_pass)]])).min())
     return replace(experiment, learner=replace(experiment.learner, agents_per_pass=fewest))
 
 
-def _prepare(config: ExperimentConfig, say: Say, agents_per_pass: int | None, group: Group) -> Experiment:
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What a process has of the preferences, and the numbers of everybody's. `source`: where it read them."""
+
+    source: PreferencesSettings
+    pairs: list[Pair]
+    report: ReadReport | None
+    division: Division
+    census: Census
+    town: Town | None
+
+    def part(self, mesh: Mesh) -> "_Share":
+        """Without the pairs of agents that live elsewhere."""
+        division, kept = self.division.part(mesh.first, mesh.last)
+        return replace(self, division=division, pairs=[self.pairs[i] for i in kept])
+
+
+def _read(config: ExperimentConfig, rank: int, say: Say) -> _Share:
     say("reading preferences")
-    pairs, report, town = load_pairs(config.preferences, config.seed)
-    wanted = config.evaluation
+    source, wanted = config.preferences.of_process(rank), config.evaluation
+    pairs, report, town = load_pairs(source, config.seed)
     division = divide(
-        pairs, config.preferences, held_out=wanted.held_out, by=wanted.by, fold=wanted.fold, seed=config.seed
+        pairs, source, held_out=wanted.held_out, by=wanted.by, fold=wanted.fold, seed=config.seed
     )
-    agents = len(division.agents)
-    config.method.check(agents)
     census = Census.of(pairs, division)
-    sizes = census.sizes
+    return _Share(source=source, pairs=pairs, report=report, division=division, census=census, town=town)
+
+
+def _method(config: ExperimentConfig, census: Census, counts: list[int] | None, group: Group) -> Method:
+    """The method on its mesh. `counts`: agents of each process; none: they share them equally."""
+    sizes, agents = census.sizes, len(census.sizes)
+    config.method.check(agents)
     by_size = config.objective.weights == "by_size"
-    population = Population(
-        weights=sizes / sizes.sum() if by_size else np.full(agents, 1 / agents), seed=config.seed
-    )
-    method = METHODS[config.method.name](config.method, population)
+    weights = sizes / sizes.sum() if by_size else np.full(agents, 1 / agents)
+    method = METHODS[config.method.name](config.method, Population(weights=weights, seed=config.seed))
     if group.size > 1:
         if method.agents != agents or agents < group.size:
             raise InputError(
                 f"runtime.processes: {group.size}, which cannot share {config.method.name}'s {method.agents} agent(s) of "
                 f"{agents} shards; allowed: 1{f' to {agents}' if method.agents == agents else ''}"
             )
-        method.mesh = Mesh.of(agents, group, config.runtime.wire_dtype())
-        division, kept = division.part(method.mesh.first, method.mesh.last)
-        pairs = [pairs[i] for i in kept]
-        _load_pairs.cache_clear()  # which holds everybody's
-    first = method.mesh.first
+        wire = config.runtime.wire_dtype()
+        method.mesh = Mesh(counts, group, wire) if counts else Mesh.of(agents, group, wire)
+    return method
+
+
+def _assembled(
+    config: ExperimentConfig,
+    share: _Share,
+    method: Method,
+    held_before: int,
+    say: Say,
+    agents_per_pass: int | None,
+) -> Experiment:
+    pairs, division, census, first = share.pairs, share.division, share.census, method.mesh.first
+    sizes, weights = census.sizes, method.population.weights
     say("loading the policy")
-    policy, data, reference = _encoded(config, pairs, first, say)
+    policy, data, reference = _encoded(config, share, first, say)
     problem = Problem(policy=policy, data=data, reference=reference, objective=config.objective)
     training = [agent.train for agent in division.agents]
     sampler = Sampler(training, config.optimizer, config.seed, sizes=sizes, first=first)
@@ -143,14 +183,15 @@ def _prepare(config: ExperimentConfig, say: Say, agents_per_pass: int | None, gr
         census=census,
         settings=config.evaluation,
         training=np.concatenate(training),
-        weights=np.repeat(population.weights / sizes, sizes),
+        weights=np.repeat(weights / sizes, sizes),
         seed=config.seed,
-        utility=town.utility if town else None,
+        held_before=held_before,
+        utility=share.town.utility if share.town else None,
     )
     return Experiment(
         config=config,
         pairs=pairs,
-        report=report,
+        report=share.report,
         division=division,
         census=census,
         policy=policy,
@@ -158,7 +199,7 @@ def _prepare(config: ExperimentConfig, say: Say, agents_per_pass: int | None, gr
         learner=learner,
         evaluator=evaluator,
         start=start,
-        town=town,
+        town=share.town,
     )
 
 
@@ -235,7 +276,7 @@ _ENCODED: dict[str, tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]]
 
 
 def _encoded(
-    config: ExperimentConfig, pairs: list[Pair], first: int, say: Say
+    config: ExperimentConfig, share: _Share, first: int, say: Say
 ) -> tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]:
     """The policy, the encoded pairs and their reference log-probabilities; the last ones made are kept.
 
@@ -243,19 +284,19 @@ def _encoded(
     """
     key = json.dumps(
         [
-            config.preferences.source_key(),
-            _stamp(config.preferences.source),
+            share.source.source_key(),
+            _stamp(share.source.source),
             _stamp(config.policy.model),
             config.policy.model_dump(),
             config.runtime.model_dump(),
             config.seed,
-            [first, len(pairs)],
+            [first, len(share.pairs)],
         ]
     )
     if key not in _ENCODED:
         policy = policy_of(config)
         say("encoding pairs")
-        data = policy.encode(pairs)
+        data = policy.encode(share.pairs)
         if isinstance(data, TokenPairs) and data.same_after_cut:
             say(
                 f"{data.same_after_cut} of {len(data)} pairs have equal completions after cutting to policy.max_length: they teach nothing"
@@ -267,7 +308,7 @@ def _encoded(
         if not bool(torch.isfinite(reference).all()):
             bad = int((~torch.isfinite(reference)).any(dim=1).nonzero()[0])
             raise InputError(
-                f"policy.model: the reference's log-probability of pair {bad} (user {pairs[bad].user}) is not finite; "
+                f"policy.model: the reference's log-probability of pair {bad} (user {share.pairs[bad].user}) is not finite; "
                 "allowed: a model and a runtime.dtype under which all pairs have finite log-probabilities"
             )
         _ENCODED.clear()

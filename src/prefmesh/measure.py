@@ -52,7 +52,8 @@ class Evaluator:
     """Everything that evaluations of one run share. A process scores the pairs that it holds; what was found goes to all.
 
     `pairs`, `division`: what is held here. `census`: of everybody's. `training`: all training rows held here. `weights`: of
-    everybody's training pairs, agent by agent, adding up to 1 (w_i / n_i for a pair of agent i). `utility`: of simulated users.
+    everybody's training pairs, agent by agent, adding up to 1 (w_i / n_i for a pair of agent i). `held_before`: held-out pairs that
+    come before those held here in the census. `utility`: of simulated users.
     """
 
     problem: Problem
@@ -64,6 +65,7 @@ class Evaluator:
     training: Int[np.ndarray, " pairs"]
     weights: Float[np.ndarray, " all"]
     seed: int
+    held_before: int = 0
     utility: Utility | None = None
     _reference_texts: dict[tuple[int, ...], list[str]] = field(default_factory=dict)
 
@@ -246,8 +248,7 @@ class Evaluator:
     ) -> Float[np.ndarray, " own"]:
         """Write for those of the chosen prompts that are held here, and let users judge; the log ratios of what was written."""
         policy: Writer = self.problem.policy  # type: ignore[assignment]
-        agent = self.census.held_out.agent
-        before = int(((agent >= 0) & (agent < self._first)).sum())
+        before = self.held_before
         own = (chosen >= before) & (chosen < before + len(self.held))
         prompts = [self.pairs[i].prompt for i in self.held[chosen[own] - before]]
         shape = (len(chosen), self.settings.max_new_tokens)

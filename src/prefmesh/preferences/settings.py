@@ -34,6 +34,9 @@ class ColumnSettings(Settings):
         return name
 
 
+RANK = "{rank}"
+
+
 class PreferencesSettings(Settings):
     """Where the pairs come from (`source` to `where`), and which agent holds which of them (`partition` on).
 
@@ -42,6 +45,8 @@ class PreferencesSettings(Settings):
 
     source: str = "builtin:town"
     """A file (.jsonl, .csv, either also with .gz; .parquet), `builtin:town`, or a dataset's id on the hub."""
+    shared: bool = Field(default=True, validate_default=True)
+    """Several processes: whether all read the same source. `false`: each reads its own and knows no more of the others' than how many pairs their agents have; `{rank}` in `source` stands for its number, and `agents` is what each has."""
     preset: PresetName | None = None
     """The schema of a known dataset. Chosen by itself for that dataset's id; to be named for a local file of it."""
     subset: str | None = None
@@ -78,6 +83,18 @@ class PreferencesSettings(Settings):
         if source.startswith("builtin:") and source != "builtin:town":
             raise ValueError(f"unknown {source!r}; the only one is builtin:town")
         return source
+
+    @field_validator("shared")
+    @classmethod
+    def _of_its_own(cls, shared: bool, info: Info) -> bool:
+        source = info.data.get("source", "")
+        if not shared and source == "builtin:town":
+            raise ValueError(
+                "every process would build the same town; allowed with false: a file or a dataset"
+            )
+        if shared and RANK in source:
+            raise ValueError(f"preferences.source has {RANK}, but all processes share it; allowed: false")
+        return shared
 
     @field_validator("preset", "subset", "split", "columns", "on_bad_row")
     @classmethod
@@ -139,6 +156,10 @@ class PreferencesSettings(Settings):
         if self.town is not None:
             return self.town
         return TownSettings(users=self.agents) if self.agents else TownSettings()
+
+    def of_process(self, rank: int) -> "PreferencesSettings":
+        """As that process reads them."""
+        return self.model_copy(update={"source": self.source.replace(RANK, str(rank))})
 
     def source_key(self) -> str:
         """What the pairs themselves depend on, apart from the run's seed (not how they are dealt to agents)."""
