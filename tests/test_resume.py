@@ -243,7 +243,7 @@ def test_killed_between_the_last_checkpoint_and_the_end(what, whole, tmp_path, m
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(running._Run, what, kill)
+        patch.setattr(running.Rounds, what, kill)
         with pytest.raises(Killed):
             running.run(settings, tmp_path / "run")
     running.resume(tmp_path / "run")

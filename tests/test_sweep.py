@@ -158,7 +158,7 @@ def test_killed_and_resumed_from_the_command_line(when, compared, tmp_path, monk
             raise Killed
         return real(*args, **kwargs)
 
-    target = "new_directory" if when == "config" else "_Run"
+    target = "new_directory" if when == "config" else "Rounds"
     real = getattr(running, target)
     with monkeypatch.context() as patch:
         patch.setattr(running, target, kill)

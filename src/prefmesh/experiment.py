@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ class Experiment:
     start: Params
     town: Town | None
 
-    @cached_property
+    @property
     def data_bytes(self) -> int:
         """UTF-8 bytes of all training pairs kept here: what centralizing them would send."""
         training = np.concatenate([agent.train for agent in self.division.agents])
@@ -83,25 +83,25 @@ def prepare(
     where a run goes on; none: as the config says, or chosen. `group`: the processes that agents live in; each keeps its own
     agents' pairs, and where one refuses, all do.
     """
-    share = group.together(lambda: _read(config, group.rank, say))
+    share = group.together(lambda: read_share(config, group.rank, say))
     counts = None
     if group.size > 1 and not config.preferences.shared:
         counts = group.gather(np.array([[float(len(share.division.agents))]]))[:, 0].astype(int).tolist()
-        share = replace(share, census=share.census.joined(group.gather, group.rank), report=None)
-    method = group.together(lambda: _method(config, share.census, counts, group))
+        share = replace(share, census=share.census.joined(group.gather), report=None)
+    method = group.together(lambda: method_of(config, share.census, counts, group))
     if group.size > 1 and config.preferences.shared:
-        share = share.part(method.mesh)
+        share = share.part(method.mesh.first, method.mesh.last)
         _load_pairs.cache_clear()  # which holds everybody's
     held = sum(len(a.held_out) for a in share.division.agents) + len(share.division.unassigned_held_out)
     before = int(group.gather(np.array([[float(held)]]))[: group.rank].sum())
-    experiment = group.together(lambda: _assembled(config, share, method, before, say, agents_per_pass))
+    experiment = group.together(lambda: assembled(config, share, method, before, say, agents_per_pass))
     group.agree({"policy.model": experiment.policy.fingerprint()})
     fewest = int(group.gather(np.array([[float(experiment.learner.agents_per_pass)]])).min())
     return replace(experiment, learner=replace(experiment.learner, agents_per_pass=fewest))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Share:
+class Share:
     """What a process has of the preferences, and the numbers of everybody's. `source`: where it read them."""
 
     source: PreferencesSettings
@@ -111,13 +111,14 @@ class _Share:
     census: Census
     town: Town | None
 
-    def part(self, mesh: Mesh) -> "_Share":
-        """Without the pairs of agents that live elsewhere."""
-        division, kept = self.division.part(mesh.first, mesh.last)
+    def part(self, first: int, last: int) -> "Share":
+        """What is kept where agents `first` to `last` - 1 live."""
+        division, kept = self.division.part(first, last)
         return replace(self, division=division, pairs=[self.pairs[i] for i in kept])
 
 
-def _read(config: ExperimentConfig, rank: int, say: Say) -> _Share:
+def read_share(config: ExperimentConfig, rank: int, say: Say) -> Share:
+    """Everything that process `rank` can read, split and dealt."""
     say("reading preferences")
     source, wanted = config.preferences.of_process(rank), config.evaluation
     pairs, report, town = load_pairs(source, config.seed)
@@ -125,10 +126,10 @@ def _read(config: ExperimentConfig, rank: int, say: Say) -> _Share:
         pairs, source, held_out=wanted.held_out, by=wanted.by, fold=wanted.fold, seed=config.seed
     )
     census = Census.of(pairs, division)
-    return _Share(source=source, pairs=pairs, report=report, division=division, census=census, town=town)
+    return Share(source=source, pairs=pairs, report=report, division=division, census=census, town=town)
 
 
-def _method(config: ExperimentConfig, census: Census, counts: list[int] | None, group: Group) -> Method:
+def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None, group: Group) -> Method:
     """The method on its mesh. `counts`: agents of each process; none: they share them equally."""
     sizes, agents = census.sizes, len(census.sizes)
     config.method.check(agents)
@@ -146,14 +147,15 @@ def _method(config: ExperimentConfig, census: Census, counts: list[int] | None, 
     return method
 
 
-def _assembled(
+def assembled(
     config: ExperimentConfig,
-    share: _Share,
+    share: Share,
     method: Method,
     held_before: int,
     say: Say,
     agents_per_pass: int | None,
 ) -> Experiment:
+    """The parts of an experiment, with the pairs of `share`. `held_before`: see `Evaluator`."""
     pairs, division, census, first = share.pairs, share.division, share.census, method.mesh.first
     sizes, weights = census.sizes, method.population.weights
     say("loading the policy")
@@ -276,7 +278,7 @@ _ENCODED: dict[str, tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]]
 
 
 def _encoded(
-    config: ExperimentConfig, share: _Share, first: int, say: Say
+    config: ExperimentConfig, share: Share, first: int, say: Say
 ) -> tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]:
     """The policy, the encoded pairs and their reference log-probabilities; the last ones made are kept.
 

@@ -90,26 +90,23 @@ class Evaluator:
             mesh=self.method.mesh,
             before=int(self.census.sizes[: self._first].sum()),
         )
-        metrics = {"train_loss": loss, "grad_norm_sq": norm}
         here = self.score(mean, self.held)
         shared, own = self._everybodys(here, self._own(theta, here))
+        found = summarized(
+            self.census,
+            shared,
+            own,
+            loss=loss,
+            norm=norm,
+            beta=self.problem.objective.beta,
+            one_policy=self.method.one_policy,
+        )
         if not len(self.census.held_out.row):
-            return Evaluation(metrics=metrics, users=[], average=shared, own=own)
-        users = self._users(shared, own)
-        headline = "accuracy" if self.method.one_policy else "own_accuracy"
-        metrics |= {
-            "eval/loss": float(shared.loss.mean()),
-            "eval/rewards/accuracies": float(shared.accuracy.mean()),
-            "eval/rewards/margins": self.problem.objective.beta * float(shared.margin.mean()),
-            "eval/accuracy_worst_tenth": worst_tenth([u[headline] for u in users]),
-            "eval/own/rewards/accuracies": float(own.accuracy.mean()),
-            "eval/own/loss": float(own.loss.mean()),
-            "eval/own/rewards/margins": self.problem.objective.beta * float(own.margin.mean()),
-        }
+            return found
         # A diverged policy has no distribution to sample; its loss says so.
         if self.settings.samples > 0 and bool(np.isfinite(loss)) and isinstance(self.problem.policy, Writer):
-            metrics |= self._written(theta, mean, users, round_)
-        return Evaluation(metrics=metrics, users=users, average=shared, own=own)
+            found.metrics.update(self._written(theta, mean, found.users, round_))
+        return found
 
     def mean(self, theta: Params) -> Params:
         """The average model (1, ...) of all agents, here or elsewhere."""
@@ -173,31 +170,6 @@ class Evaluator:
             )
             for k in range(len(found))
         ]
-
-    def _users(self, shared: HeldOut, own: HeldOut) -> list[dict[str, Any]]:
-        """One record per user with held-out pairs, and per agent where a user's pairs lie with several."""
-        held = self.census.held_out
-        keys = np.array(
-            [f"{i:06d}\t{self.census.users[user]}" for i, user in zip(held.agent, held.user, strict=True)]
-        )
-        accuracy, own_accuracy = group_means(shared.accuracy, keys), group_means(own.accuracy, keys)
-        margin = group_means(shared.margin, keys)
-        records = []
-        for key, (mean, count) in accuracy.items():
-            number, _, user = key.partition("\t")
-            i = int(number)
-            records.append(
-                {
-                    "agent": i if i >= 0 else None,
-                    "agent_name": self.census.names[i] if i >= 0 else None,
-                    "user": user,
-                    "pairs": count,
-                    "accuracy": mean,
-                    "margin": self.problem.objective.beta * margin[key][0],
-                    "own_accuracy": own_accuracy[key][0],
-                }
-            )
-        return records
 
     def _written(
         self, theta: Params, mean: Params, users: list[dict[str, Any]], round_: int
@@ -265,6 +237,51 @@ class Evaluator:
                     won = wins(self.utility, record["user"], written.texts, self._reference_texts[key])
                     judged[place] += won, len(prompts)
         return written.log_ratio
+
+
+def summarized(
+    census: Census, shared: HeldOut, own: HeldOut, *, loss: float, norm: float, beta: float, one_policy: bool
+) -> Evaluation:
+    """An evaluation from everybody's held-out pairs under the average model and under agents' own."""
+    metrics = {"train_loss": loss, "grad_norm_sq": norm}
+    if not len(census.held_out.row):
+        return Evaluation(metrics=metrics, users=[], average=shared, own=own)
+    users = _users(census, shared, own, beta)
+    headline = "accuracy" if one_policy else "own_accuracy"
+    metrics |= {
+        "eval/loss": float(shared.loss.mean()),
+        "eval/rewards/accuracies": float(shared.accuracy.mean()),
+        "eval/rewards/margins": beta * float(shared.margin.mean()),
+        "eval/accuracy_worst_tenth": worst_tenth([u[headline] for u in users]),
+        "eval/own/rewards/accuracies": float(own.accuracy.mean()),
+        "eval/own/loss": float(own.loss.mean()),
+        "eval/own/rewards/margins": beta * float(own.margin.mean()),
+    }
+    return Evaluation(metrics=metrics, users=users, average=shared, own=own)
+
+
+def _users(census: Census, shared: HeldOut, own: HeldOut, beta: float) -> list[dict[str, Any]]:
+    """One record per user with held-out pairs, and per agent where a user's pairs lie with several."""
+    held = census.held_out
+    keys = np.array([f"{i:06d}\t{census.users[user]}" for i, user in zip(held.agent, held.user, strict=True)])
+    accuracy, own_accuracy = group_means(shared.accuracy, keys), group_means(own.accuracy, keys)
+    margin = group_means(shared.margin, keys)
+    records = []
+    for key, (mean, count) in accuracy.items():
+        number, _, user = key.partition("\t")
+        i = int(number)
+        records.append(
+            {
+                "agent": i if i >= 0 else None,
+                "agent_name": census.names[i] if i >= 0 else None,
+                "user": user,
+                "pairs": count,
+                "accuracy": mean,
+                "margin": beta * margin[key][0],
+                "own_accuracy": own_accuracy[key][0],
+            }
+        )
+    return records
 
 
 def score(problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"]) -> HeldOut:

@@ -11,19 +11,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from safetensors.numpy import save_file
 
 from prefmesh import checkpoint
 from prefmesh.algorithms.local_rule import STATS
+from prefmesh.algorithms.methods import Method
 from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.algorithms.state import State, take
 from prefmesh.checkpoint import Checkpoint
 from prefmesh.config import ExperimentConfig, load_config
 from prefmesh.environment import describe_environment
 from prefmesh.errors import Diverged, InputError
-from prefmesh.experiment import Experiment, prepare
+from prefmesh.experiment import prepare
 from prefmesh.interruption import Interrupted, stop_requested
-from prefmesh.measure import Evaluation
+from prefmesh.measure import Evaluation, HeldOut
 from prefmesh.mesh import ALONE, Group
 from prefmesh.metrics import (
     JsonLines,
@@ -34,13 +36,75 @@ from prefmesh.metrics import (
     write_json,
     write_text,
 )
-from prefmesh.policies.base import Params, row_bytes
+from prefmesh.policies.base import Params, Policy, row_bytes
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.export import save_policy, save_tensors
 from prefmesh.policies.loading import model_source
+from prefmesh.preferences.census import Census
+from prefmesh.preferences.pairs import Pair
+from prefmesh.preferences.reading import ReadReport
+from prefmesh.preferences.town import Town
 from prefmesh.topology.describe import description
 
 LOGS = ("metrics.jsonl", "agents.jsonl")
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """What a run asks of whoever does the rounds: `prefmesh.algorithms.rounds.Learner`, here or elsewhere."""
+
+    @property
+    def agents_per_pass(self) -> int: ...
+
+    def begin(self, row: Params) -> State: ...
+
+    def round(
+        self, state: State, round_: int, *, consensus: bool = True
+    ) -> tuple[State, dict[str, float]]: ...
+
+
+@runtime_checkable
+class Evaluates(Protocol):
+    """What a run asks of whoever measures: `prefmesh.measure.Evaluator`, here or elsewhere."""
+
+    @property
+    def held(self) -> Int[np.ndarray, " pairs"]: ...
+
+    def evaluate(self, theta: Params, round_: int) -> Evaluation: ...
+
+    def mean(self, theta: Params) -> Params: ...
+
+    def interval(self, found: HeldOut) -> tuple[float, float, float]: ...
+
+    def differ(self, theta: Params) -> bool: ...
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a run is made of: `prefmesh.experiment.Experiment`, or its likeness where agents live behind a server."""
+
+    @property
+    def config(self) -> ExperimentConfig: ...
+    @property
+    def pairs(self) -> list[Pair]: ...
+    @property
+    def report(self) -> ReadReport | None: ...
+    @property
+    def census(self) -> Census: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def learner(self) -> Learns: ...
+    @property
+    def evaluator(self) -> Evaluates: ...
+    @property
+    def start(self) -> Params: ...
+    @property
+    def town(self) -> Town | None: ...
+    @property
+    def data_bytes(self) -> int: ...
 
 
 @runtime_checkable
@@ -88,10 +152,7 @@ def run(
     experiment = prepare(config, listener.stage, group=group)
 
     def begin(directory: Path) -> None:
-        environment = describe_environment(config.seed, experiment.policy.device)
-        taken = {"agents_per_pass": experiment.learner.agents_per_pass}
-        write_json(directory / "environment.json", environment | taken)
-        write_text(directory / "config.yaml", config.to_yaml())
+        described(experiment, directory)
 
     group.together(lambda: new_directory(out, begin) if group.rank == 0 else None)
     # Where the other processes see another disk, they have a directory of their own there, for what they host.
@@ -99,7 +160,7 @@ def run(
         group.together(lambda: new_directory(out, begin))
     else:
         group.together(lambda: None)
-    return _Run(experiment, out, listener, name or config.method.name).go()
+    return Rounds(experiment, out, listener, name or config.method.name).go()
 
 
 def resume(
@@ -126,7 +187,15 @@ def resume(
     environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     agents_per_pass = int(_of_process_0(group, environment.get("agents_per_pass") or 0)) or None
     experiment = prepare(own, listener.stage, agents_per_pass=agents_per_pass, group=group)
-    return _Run(experiment, out, listener, name or own.method.name).go()
+    return Rounds(experiment, out, listener, name or own.method.name).go()
+
+
+def described(experiment: "Parts", directory: Path) -> None:
+    """What a run directory holds before round 0: the whole config, and where it runs."""
+    environment = describe_environment(experiment.config.seed, experiment.policy.device)
+    taken = {"agents_per_pass": experiment.learner.agents_per_pass}
+    write_json(directory / "environment.json", environment | taken)
+    write_text(directory / "config.yaml", experiment.config.to_yaml())
 
 
 def config_of(out: Path, given: ExperimentConfig | None = None) -> ExperimentConfig:
@@ -168,13 +237,13 @@ def finished(out: Path) -> dict[str, Any] | None:
     return summary if summary["status"] == "done" else None
 
 
-class _Run:
+class Rounds:
     """One run directory while it is written. Process 0 writes it; the others write checkpoints and adapters of what they host.
 
     Several processes meet at evaluations and checkpoints, and not before: what rounds in between measured waits in `lines`.
     """
 
-    def __init__(self, experiment: Experiment, out: Path, listener: Listener, name: str):
+    def __init__(self, experiment: Parts, out: Path, listener: Listener, name: str):
         self.experiment, self.out, self.listener, self.name = experiment, out, listener, name
         self.config = experiment.config
         self.group = experiment.method.mesh.group
@@ -377,6 +446,7 @@ class _Run:
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
         headline = evaluation.average if method.one_policy else evaluation.own
+        held = experiment.census.held_out  # a site that did not answer has no figures
         if len(headline.rows) and self.writes:
             save_file(
                 {
@@ -384,7 +454,7 @@ class _Run:
                     "margin": np.ascontiguousarray(headline.margin),
                     "accuracy": np.ascontiguousarray(headline.accuracy),
                     "own_accuracy": np.ascontiguousarray(evaluation.own.accuracy),
-                    "prompt": experiment.census.held_out.prompt,
+                    "prompt": held.prompt[np.isin(held.row, headline.rows)],
                 },
                 self.out / "held_out.safetensors",
             )

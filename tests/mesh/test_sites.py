@@ -94,7 +94,7 @@ def test_own_files_train_as_one_file_does(method: str, runs: Path) -> None:
 def test_names_stay_at_home(runs: Path) -> None:
     out = runs / "tested"
     users = [json.loads(line)["user"] for line in (out / "agents.jsonl").read_text().splitlines()]
-    assert set(users) == {f"user {k} of process {p}" for p, count in enumerate(USERS) for k in range(count)}
+    assert set(users) == {f"user {k} of site {p}" for p, count in enumerate(USERS) for k in range(count)}
     summary = json.loads((out / "summary.json").read_text())
     pairs = sum(len(rows(site)) for site in range(3))
     assert (summary["agents"], summary["users"], summary["read"]) == (8, 8, None)
@@ -116,7 +116,7 @@ def _joined(group: Group, by: SplitBy) -> None:
     of = PreferencesSettings.model_validate(own)
     divisions = [divide(pool, of, held_out=0.25, by=by, seed=0) for pool in pools]
     alone = [Census.of(pool, division) for pool, division in zip(pools, divisions, strict=True)]
-    found = alone[group.rank].joined(group.gather, group.rank)
+    found = alone[group.rank].joined(group.gather)
     assert found.sizes.tolist() == [n for census in alone for n in census.sizes]
     assert found.pairs == sum(map(len, pools))
     assert len(found.names) == len(found.sizes)
@@ -131,7 +131,7 @@ def _joined(group: Group, by: SplitBy) -> None:
         assert (held.agent[part][~nobody] - agents == census.held_out.agent[~nobody]).all()
         names = [pool[i].user for i in census.held_out.row]
         assert [found.users[i] for i in held.user[part]] == [
-            f"user {census.users.index(name)} of process {p}" for name in names
+            f"user {census.users.index(name)} of site {p}" for name in names
         ]
         texts = [pool[i].prompt for i in census.held_out.row]
         same = np.array([[a == b for a in texts] for b in texts]).reshape(len(texts), -1)
@@ -139,7 +139,7 @@ def _joined(group: Group, by: SplitBy) -> None:
         assert ((numbers[:, None] == numbers) == same).all()
         assert not set(numbers) & set(np.delete(held.prompt, np.arange(len(held.prompt))[part]))
         for user, agent in census.agent_of_user.items():
-            assert found.agent_of_user[f"user {census.users.index(user)} of process {p}"] == agent + agents
+            assert found.agent_of_user[f"user {census.users.index(user)} of site {p}"] == agent + agents
     assert place == len(found.held_out.row)
     for name, share in found.leakage.items():
         expected = sum(c.leakage[name] * len(c.held_out.row) for c in alone) / place
@@ -183,7 +183,9 @@ class Post:
 
     def note(self, how: str, tensor: torch.Tensor) -> None:
         names = [
-            f.function for f in inspect.stack() if "/prefmesh/" in f.filename and "/mesh/" not in f.filename
+            f.function
+            for f in inspect.stack()
+            if "/prefmesh/" in f.filename and "/mesh/" not in f.filename and f.function[0] != "<"
         ]
         together_ = any(f.function in ("together", "agree") for f in inspect.stack()[:6])
         self.sent.append((how, "agreeing" if together_ else names[0], tensor.clone()))

@@ -74,6 +74,41 @@ def inner(a: Params, b: Params) -> float:
     return float(sum((a[name].double() * b[name].double()).sum() for name in a))
 
 
+def contributions(
+    problem: Problem,
+    row: Params,
+    rows: Int[np.ndarray, " pairs"],
+    weights: Float[np.ndarray, " all"],
+    *,
+    sample: int | None,
+    random: np.random.Generator,
+    before: int = 0,
+) -> list[tuple[float, Params]]:
+    """What these pairs add to f = sum_j weights_j loss_j and to its gradient, at the model `row`; the weights add up to 1.
+
+    `rows` are those of the pairs `before`, `before` + 1, ... of all. `sample` none: over all pairs. Else twice over as many pairs,
+    drawn with replacement by everybody alike.
+    """
+    if sample is None:
+        return [global_loss_and_gradient(problem, row, rows, weights[before : before + len(rows)])]
+    halves = []
+    for _ in range(2):
+        place = random.choice(len(weights), sample, p=weights) - before
+        own = place[(place >= 0) & (place < len(rows))]
+        halves.append(global_loss_and_gradient(problem, row, rows[own], np.full(len(own), 1 / sample)))
+    return halves
+
+
+def norm_sq(parts: list[tuple[float, Params]]) -> tuple[float, float]:
+    """||grad f||^2 and f, of everybody's `contributions` added up.
+
+    Of two draws, the inner product of their gradients, each an unbiased estimate of grad f: unbiased, and possibly negative. (The
+    squared norm of one draw's gradient would carry that draw's noise as a floor.)
+    """
+    losses, gradients = zip(*parts, strict=True)
+    return inner(gradients[0], gradients[-1]), sum(losses) / len(losses)
+
+
 def grad_norm_sq(
     problem: Problem,
     row: Params,
@@ -85,29 +120,10 @@ def grad_norm_sq(
     mesh: Mesh | None = None,
     before: int = 0,
 ) -> tuple[float, float]:
-    """||grad f||^2 and f at the model `row`, f = sum_j weights_j loss_j, with the weights adding up to 1.
-
-    `rows` are those of the pairs `before`, `before` + 1, ... of all; the others live in other processes of `mesh`.
-
-    `sample` none: over all pairs, exact. Else the inner product of the gradients of two independent draws of `sample`
-    pairs with replacement, each an unbiased estimate of grad f: unbiased, and possibly negative. (The squared norm of
-    one draw's gradient would carry that draw's noise as a floor.)
-    """
-
-    def everybodys(
-        rows: Int[np.ndarray, " some"], weights: Float[np.ndarray, " some"]
-    ) -> tuple[float, Params]:
-        loss, gradient = global_loss_and_gradient(problem, row, rows, weights)
-        if mesh is None or mesh.group.size == 1:
-            return loss, gradient
-        return float(mesh.group.total(np.array([loss]))[0]), mesh.add(gradient)
-
-    if sample is None:
-        loss, gradient = everybodys(rows, weights[before : before + len(rows)])
-        return inner(gradient, gradient), loss
-    halves = []
-    for _ in range(2):
-        place = random.choice(len(weights), sample, p=weights) - before
-        own = place[(place >= 0) & (place < len(rows))]
-        halves.append(everybodys(rows[own], np.full(len(own), 1 / sample)))
-    return inner(halves[0][1], halves[1][1]), (halves[0][0] + halves[1][0]) / 2
+    """||grad f||^2 and f at the model `row` (see `contributions`, `norm_sq`). Pairs that are not among `rows` live in other
+    processes of `mesh`."""
+    parts = contributions(problem, row, rows, weights, sample=sample, random=random, before=before)
+    if mesh is not None and mesh.group.size > 1:
+        group = mesh.group
+        parts = [(float(group.total(np.array([loss]))[0]), mesh.add(gradient)) for loss, gradient in parts]
+    return norm_sq(parts)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from prefmesh.preferences.division import Agent, Division
 from prefmesh.preferences.pairs import Pair
+from prefmesh.preferences.splits import Leakage
 from prefmesh.preferences.texts import text_key
 
 Gather = Callable[[Float[np.ndarray, "own columns"]], Float[np.ndarray, "all columns"]]
@@ -67,51 +68,88 @@ class Census:
             leakage=division.leakage.shares(),
         )
 
-    def joined(self, gather: Gather, rank: int) -> "Census":
-        """Of all processes' pools, this being the one of process `rank`. Only numbers are told: names are made up, and prompts are
-        equal only within a process."""
-        held = self.held_out
+    def told(self) -> "Told":
+        """The numbers that may be known elsewhere."""
+        held, number = self.held_out, {user: i for i, user in enumerate(self.users)}
         prompts, prompt = np.unique(held.prompt, return_inverse=True)
-        own = [len(self.sizes), len(self.users), self.pairs, len(prompts), len(held.row)]
-        told = gather(np.array([[*own, *self.leakage.values()]]))
-        counts, leakage = told[:, : len(own)].astype(np.int64), told[:, len(own) :]
-        agents, users, pairs, _, tested = counts.sum(0)
-        # Each process counted from 0.
-        first_agent, first_user, first_pair, first_prompt, _ = (np.cumsum(counts, axis=0) - counts).T
-
-        def everybodys(columns: list[np.ndarray]) -> Int[np.ndarray, "columns rows"]:
-            return gather(np.stack(columns, axis=1).astype(np.float64)).astype(np.int64).T
-
-        row, agent, user, prompt = everybodys([held.row, held.agent, held.user, prompt])
-        process = np.repeat(np.arange(len(counts)), counts[:, -1])
-        (sizes,) = everybodys([self.sizes])
-        number = {user: i for i, user in enumerate(self.users)}
-        alone = np.array([(number[user], i) for user, i in self.agent_of_user.items()]).reshape(-1, 2)
-        alone_user, alone_agent = everybodys(
-            [alone[:, 0] + first_user[rank], alone[:, 1] + first_agent[rank]]
+        alone = [(number[user], agent) for user, agent in self.agent_of_user.items()]
+        return Told(
+            counts=np.array(
+                [len(self.sizes), len(self.users), self.pairs, len(prompts), len(held.row), len(alone)]
+            ),
+            leakage=np.array(list(self.leakage.values())),
+            sizes=self.sizes,
+            held_out=np.stack([held.row, held.agent, held.user, prompt], axis=1),
+            alone=np.array(alone, dtype=np.int64).reshape(-1, 2),
         )
-        width = max(4, len(str(agents - 1)))
-        names = tuple(
-            f"user {k} of process {p}" for p, count in enumerate(counts[:, 1]) for k in range(count)
-        )
+
+    @classmethod
+    def of_sites(cls, sites: Sequence["Told"]) -> "Census":
+        """Of pools that others hold. Names are made up, and prompts are equal only within a site."""
+        counts = np.stack([site.counts for site in sites])
+        agents, users, pairs, _, tested, _ = counts.sum(0)
+        first_agent, first_user, first_pair, first_prompt, *_ = (np.cumsum(counts, axis=0) - counts).T
+        row, agent, user, prompt = np.concatenate([site.held_out for site in sites]).T
+        held_by = np.repeat(np.arange(len(sites)), counts[:, 4])
+        alone_user, alone_agent = np.concatenate([site.alone for site in sites]).T
+        alone_at = np.repeat(np.arange(len(sites)), counts[:, 5])
+        names = tuple(f"user {k} of site {s}" for s, count in enumerate(counts[:, 1]) for k in range(count))
         assert len(names) == users
-        return Census(
+        width = max(4, len(str(agents - 1)))
+        leakage = counts[:, 4] @ np.stack([site.leakage for site in sites]) / max(1, tested)
+        return cls(
             pairs=int(pairs),
-            sizes=sizes,
+            sizes=np.concatenate([site.sizes for site in sites]),
             names=tuple(f"agent_{i:0{width}d}" for i in range(agents)),
             users=names,
-            agent_of_user={names[u]: int(a) for u, a in zip(alone_user, alone_agent, strict=True)},
-            held_out=HeldOutPairs(
-                row=row + first_pair[process],
-                agent=np.where(agent < 0, -1, agent + first_agent[process]),
-                user=user + first_user[process],
-                prompt=prompt + first_prompt[process],
-            ),
-            leakage={
-                name: float(counts[:, -1] @ share / max(1, tested))
-                for name, share in zip(self.leakage, leakage.T, strict=True)
+            agent_of_user={
+                names[u]: int(a)
+                for u, a in zip(
+                    alone_user + first_user[alone_at], alone_agent + first_agent[alone_at], strict=True
+                )
             },
+            held_out=HeldOutPairs(
+                row=row + first_pair[held_by],
+                agent=np.where(agent < 0, -1, agent + first_agent[held_by]),
+                user=user + first_user[held_by],
+                prompt=prompt + first_prompt[held_by],
+            ),
+            leakage=dict(zip(Leakage.NAMES, leakage.tolist(), strict=True)),
         )
+
+    def joined(self, gather: Gather) -> "Census":
+        """Of all processes' pools, this being the one of one of them."""
+        told = self.told()
+        counts = gather(told.counts[None].astype(np.float64)).astype(np.int64)
+        leakage = gather(told.leakage[None])
+
+        def everybodys(own: np.ndarray, lengths: Int[np.ndarray, " sites"]) -> list[np.ndarray]:
+            return np.split(gather(own.astype(np.float64)).astype(np.int64), np.cumsum(lengths)[:-1])
+
+        sizes = everybodys(told.sizes[:, None], counts[:, 0])
+        held_out = everybodys(told.held_out, counts[:, 4])
+        alone = everybodys(told.alone, counts[:, 5])
+        return Census.of_sites(
+            [
+                Told(counts=c, leakage=share, sizes=n[:, 0], held_out=h, alone=a)
+                for c, share, n, h, a in zip(counts, leakage, sizes, held_out, alone, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """All that a site says of its pool, in numbers that count from 0 at each site.
+
+    `counts`: agents, users, pairs, prompts that are held out, held-out pairs, users whose training pairs lie with one agent.
+    `held_out`: of each held-out pair its place, agent (-1: nobody), user and prompt. `alone`: those users with their agents.
+    """
+
+    counts: Int[np.ndarray, " six"]
+    leakage: Float[np.ndarray, " four"]
+    sizes: Int[np.ndarray, " agents"]
+    held_out: Int[np.ndarray, "pairs 4"]
+    alone: Int[np.ndarray, "users 2"]
 
 
 def number_of(text: str) -> int:

@@ -7,7 +7,7 @@ completion it keeps every text on one side, prompt or answer; by user it keeps a
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +24,8 @@ SplitBy = Literal["prompt", "completion", "user"]
 class Leakage:
     """How many held-out pairs share something with training pairs (exact texts)."""
 
+    NAMES: ClassVar = ("prompt", "completion", "prompt_and_completion", "user")
+
     held_out: int
     prompt: int
     """... whose prompt is a training pair's prompt."""
@@ -36,8 +38,7 @@ class Leakage:
 
     def shares(self) -> dict[str, float]:
         """The counts as shares of the held-out pairs (0 where none is held out)."""
-        names = ("prompt", "completion", "prompt_and_completion", "user")
-        return {name: getattr(self, name) / max(self.held_out, 1) for name in names}
+        return {name: getattr(self, name) / max(self.held_out, 1) for name in self.NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,9 @@ class FedDPO(Method):
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """Apply the participants' mean weighted update to the current model, and send it to all."""
         start = self.start(state, round_, agents)
-        weights = torch.from_numpy(self.update_scale[agents] / len(self.participants(round_)))
+        # One process knows who answered; several know who was asked, and that all did.
+        acting = len(agents) if self.mesh.group.size == 1 else len(self.participants(round_))
+        weights = torch.from_numpy(self.update_scale[agents] / acting)
         updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
         for name, update in self.mesh.weighted_sum(weights, updates).items():
             server = state.theta[name][:1] + update
