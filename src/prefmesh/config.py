@@ -95,6 +95,11 @@ class ExperimentConfig(Settings):
         config.check()
         return config
 
+    @classmethod
+    def from_yaml(cls, text: str) -> "ExperimentConfig":
+        """The inverse of `to_yaml`."""
+        return cls.parse(yaml.safe_load(text))
+
     def check(self) -> None:
         """What one section says must fit the others. Raises `InputError`."""
         if (agents := self.known_agents) is not None:

@@ -61,13 +61,14 @@ class Experiment:
     @property
     def data_bytes(self) -> int:
         """UTF-8 bytes of all training pairs kept here: what centralizing them would send."""
-        training = np.concatenate([agent.train for agent in self.division.agents])
-        texts = (
-            text
-            for i in training
-            for text in (self.pairs[i].prompt, self.pairs[i].chosen, self.pairs[i].rejected)
-        )
-        return sum(len(part.encode()) for text in texts for part in spoken(text))
+        return training_bytes(self.pairs, self.division)
+
+
+def training_bytes(pairs: list[Pair], division: Division) -> int:
+    """UTF-8 bytes of the agents' training pairs."""
+    training = np.concatenate([agent.train for agent in division.agents])
+    texts = (text for i in training for text in (pairs[i].prompt, pairs[i].chosen, pairs[i].rejected))
+    return sum(len(part.encode()) for text in texts for part in spoken(text))
 
 
 def prepare(
@@ -110,11 +111,14 @@ class Share:
     division: Division
     census: Census
     town: Town | None
+    agents: tuple[int, int] | None = None
+    """The first agent that is kept, and the one after the last; none: all that were read."""
 
     def part(self, first: int, last: int) -> "Share":
         """What is kept where agents `first` to `last` - 1 live."""
         division, kept = self.division.part(first, last)
-        return replace(self, division=division, pairs=[self.pairs[i] for i in kept])
+        pairs = [self.pairs[i] for i in kept]
+        return replace(self, division=division, pairs=pairs, agents=(first, last))
 
 
 def read_share(config: ExperimentConfig, rank: int, say: Say) -> Share:
@@ -159,7 +163,7 @@ def assembled(
     pairs, division, census, first = share.pairs, share.division, share.census, method.mesh.first
     sizes, weights = census.sizes, method.population.weights
     say("loading the policy")
-    policy, data, reference = _encoded(config, share, first, say)
+    policy, data, reference = encoded(config, share, say)
     problem = Problem(policy=policy, data=data, reference=reference, objective=config.objective)
     training = [agent.train for agent in division.agents]
     sampler = Sampler(training, config.optimizer, config.seed, sizes=sizes, first=first)
@@ -277,12 +281,12 @@ def _stamp(place: str) -> str:
 _ENCODED: dict[str, tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]] = {}
 
 
-def _encoded(
-    config: ExperimentConfig, share: Share, first: int, say: Say
+def encoded(
+    config: ExperimentConfig, share: Share, say: Say
 ) -> tuple[Policy, EncodedPairs, Float[torch.Tensor, "pairs 2"]]:
-    """The policy, the encoded pairs and their reference log-probabilities; the last ones made are kept.
+    """The policy, the encoded pairs of `share` and their reference log-probabilities; the last ones made are kept.
 
-    `first`: the first agent whose pairs these are.
+    Raises `InputError` where a log-probability is not finite.
     """
     key = json.dumps(
         [
@@ -292,7 +296,7 @@ def _encoded(
             config.policy.model_dump(),
             config.runtime.model_dump(),
             config.seed,
-            [first, len(share.pairs)],
+            share.agents,
         ]
     )
     if key not in _ENCODED:
