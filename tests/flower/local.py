@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prefmesh.config import ExperimentConfig
-from prefmesh.flower.remote import Answer, Order, RemoteExperiment
+from prefmesh.flower.remote import Aggregate, Answer, Order, RemoteExperiment
 from prefmesh.flower.site import Part, Site, share_of, told
 from prefmesh.policies.base import Params
 
@@ -25,8 +25,8 @@ class LocalSites:
         self.waiting: list[Answer] = []
         self.said: list[str] = []
 
-    def experiment(self, least: int = 1) -> RemoteExperiment:
-        return RemoteExperiment.of(self.config, self.told, 0, self, least)
+    def experiment(self, least: int = 1, aggregate: Aggregate | None = None) -> RemoteExperiment:
+        return RemoteExperiment.of(self.config, self.told, 0, self, least, aggregate)
 
     def site(self, agent: int) -> Site:
         return Site.open(self.config, self.shares[agent], agent, self.sizes, self.memory / str(agent))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from prefmesh import run as running
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError, PeerLost
+from prefmesh.flower.remote import RemoteExperiment
 from tests.flower.local import LocalSites
 from tests.runs import TINY, TOWN, config, without_seconds
 
@@ -48,8 +49,10 @@ def row(name: str) -> ExperimentConfig:
     return config(raw, **changes)
 
 
-def go(sites: LocalSites, out: Path, least: int = 1) -> dict[str, Any]:
-    experiment = sites.experiment(least)
+def go(
+    sites: LocalSites, out: Path, least: int = 1, experiment: RemoteExperiment | None = None
+) -> dict[str, Any]:
+    experiment = experiment or sites.experiment(least)
     if not out.exists():
         out.mkdir()
         running.described(experiment, out)

@@ -3,6 +3,7 @@
 `Rounds` (prefmesh/run.py) drives it as it drives any run: logs, checkpoints, going on, the run directory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +30,10 @@ from prefmesh.preferences.pairs import Pair
 
 LAST = "sites/last"
 """In `State.memory`: of each agent, the last round whose answer was taken, (agents,)."""
+
+
+Aggregate = Callable[[Params], Params]
+"""From where the answers' updates lead from the server's model, (answers, ...), to one row (1, ...), in place of their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +87,13 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteLearner:
-    """Rounds at sites. `least`: answers in time that a round needs."""
+    """Rounds at sites. `least`: answers in time that a round needs. `aggregate`: instead of the method's mean."""
 
     method: Method
     optimizer: optimizers.OptimizerSettings
     sites: Sites
     least: int
+    aggregate: Aggregate | None = None
     agents_per_pass: int = 1
     sent: dict[tuple[int, int], Params] = field(default_factory=dict)
     """Where an agent began in a round, for answers that may come late."""
@@ -139,7 +145,16 @@ class RemoteLearner:
             measures["consensus_error_before_mixing"] = consensus_error(end)
             measures["consensus_error"] = 0.0
         measures["parameters_finite"] = True  # what is not is refused when it comes
+        if self.aggregate is not None:
+            # One answer whose update leads from the server's model to what the rule found.
+            agents, end = agents[:1], self._aggregated(state, round_, agents, end)
         return method.mix(state, round_, agents, end), measures
+
+    def _aggregated(self, state: State, round_: int, agents: np.ndarray, end: Params) -> Params:
+        assert self.aggregate is not None
+        start, server = self.method.start(state, round_, agents), take(state.theta, np.array([0]))
+        found = self.aggregate({name: server[name] + end[name] - start[name] for name in end})
+        return {name: found[name] - server[name] + start[name][:1] for name in end}
 
     def _late(self, answers: list[Answer], state: State, round_: int, oldest: int) -> list[Answer]:
         """Late answers that the method's staleness allows, moved to where their agents would have begun now: their *updates* count."""
@@ -241,7 +256,13 @@ class RemoteExperiment:
 
     @classmethod
     def of(
-        cls, config: ExperimentConfig, told: list[Told], data_bytes: int, sites: Sites, least: int
+        cls,
+        config: ExperimentConfig,
+        told: list[Told],
+        data_bytes: int,
+        sites: Sites,
+        least: int,
+        aggregate: Aggregate | None = None,
     ) -> "RemoteExperiment":
         """`told`: what each agent's site said of its pairs, in the order of the agents."""
         census = Census.of_sites(told)
@@ -249,13 +270,19 @@ class RemoteExperiment:
             raise InputError(f"{len(told)} sites told of {len(census.sizes)} agents; allowed: one each")
         method = method_of(config, census, None, Group())
         refuse_elsewhere(config, method)
+        if aggregate is not None and config.objective.weights != "uniform":
+            raise InputError(
+                "objective.weights: by_size; allowed with another aggregation than the mean: uniform"
+            )
         policy = policy_of(config)
         return cls(
             config=config,
             census=census,
             policy=policy,
             method=method,
-            learner=RemoteLearner(method=method, optimizer=config.optimizer, sites=sites, least=least),
+            learner=RemoteLearner(
+                method=method, optimizer=config.optimizer, sites=sites, least=least, aggregate=aggregate
+            ),
             evaluator=RemoteEvaluator(
                 config=config,
                 method=method,

@@ -1,7 +1,8 @@
 """Flower's ServerApp: the run's rounds, its directory, and messages to sites over the Grid.
 
 Run config: `experiment`, a YAML file of the app's directory; `sites`, how many there are; `min-sites`, how many must answer a round
-in time; `round-timeout` and `start-timeout`, seconds; `out`, a new run directory, or `resume`, one to go on with.
+in time; `round-timeout` and `start-timeout`, seconds; `out`, a new run directory, or `resume`, one to go on with; `aggregation`, a rule of Flower's instead of the mean, against
+up to `malicious` sites in a round.
 """
 
 import secrets
@@ -20,25 +21,31 @@ from prefmesh.config import ExperimentConfig, load_config
 from prefmesh.errors import Diverged, InputError, PeerLost
 from prefmesh.experiment import policy_of
 from prefmesh.flower import messages
-from prefmesh.flower.remote import Answer, Order, RemoteExperiment
+from prefmesh.flower.aggregation import aggregation
+from prefmesh.flower.remote import Aggregate, Answer, Order, RemoteExperiment
 from prefmesh.flower.site import Part
 from prefmesh.metrics import new_directory, refuse_taken, write_text
 from prefmesh.policies.base import Params
-
-app = ServerApp()
+from prefmesh.reports import write_report
 
 KEY = "flower_run.txt"
 """In the run directory: under which name sites keep what lasts of this run."""
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """One run. What the user did wrong is a line before Flower's traceback."""
-    try:
-        serve(grid, Settings.of(context.run_config))
-    except (InputError, Diverged, PeerLost) as error:
-        say(str(error))
-        raise
+def server_app(place: Path) -> ServerApp:
+    """The app. `place`: the directory that the experiment's YAML file is in. What the user did wrong is a line before Flower's
+    traceback."""
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            serve(grid, Settings.of(context.run_config, place))
+        except (InputError, Diverged, PeerLost) as error:
+            say(str(error))
+            raise
+
+    return made
 
 
 def say(text: str) -> None:
@@ -58,6 +65,7 @@ class Settings:
     least: int
     round_timeout: float
     start_timeout: float
+    aggregate: Aggregate | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any], place: Path = Path()) -> "Settings":
@@ -89,6 +97,7 @@ class Settings:
             least=int(numbers["min-sites"]),
             round_timeout=float(numbers["round-timeout"]),
             start_timeout=float(numbers["start-timeout"]),
+            aggregate=aggregation(str(told.get("aggregation", "mean")), int(told.get("malicious", 0))),
         )
 
 
@@ -107,7 +116,12 @@ def serve(grid: Grid, settings: Settings) -> dict[str, Any]:
     sites = FlowerSites(grid=grid, config=config, run=key, settings=settings)
     told = sites.meet()
     experiment = RemoteExperiment.of(
-        config, [one.told for one in told], sum(one.data_bytes for one in told), sites, settings.least
+        config,
+        [one.told for one in told],
+        sum(one.data_bytes for one in told),
+        sites,
+        settings.least,
+        settings.aggregate,
     )
     sites.like, sites.sizes = experiment.start, experiment.census.sizes.tolist()
     sites.tested = experiment.evaluator.tested.tolist()
@@ -118,7 +132,9 @@ def serve(grid: Grid, settings: Settings) -> dict[str, Any]:
 
     if not settings.resume:
         new_directory(out, begin)
-    return running.Rounds(experiment, out, _Log(), config.method.name).go()
+    summary = running.Rounds(experiment, out, _Log(), config.method.name).go()
+    write_report(out)
+    return summary
 
 
 class _Log:
