@@ -15,9 +15,10 @@ mkdir "$dir/server" "$dir/keys" "$dir/home"; for i in 0 1 2; do mkdir -p "$dir/s
 export FLWR_HOME="$dir/home" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
-started=()
+started=() run=
 stop() {
     trap - EXIT INT TERM
+    [ -z "$run" ] || kill "$run" 2>/dev/null || true
     for ((i = ${#started[@]} - 1; i >= 0; i--)); do kill -TERM -- "-${started[i]}" 2>/dev/null || true; done
     for pid in "${started[@]}"; do
         for _ in $(seq 50); do kill -0 -- "-$pid" 2>/dev/null || break; sleep 0.2; done
@@ -76,6 +77,8 @@ done
 printf '%s\n' "${started[@]}" >"$dir/pids"
 
 # 6. The run.
-flwr run "$here" here --stream --run-config "out=\"$dir/run\" $more" 2>&1 | tee "$dir/server/run.log"
+flwr run "$here" here --stream --run-config "out=\"$dir/run\" $more" > >(tee "$dir/server/run.log") 2>&1 &
+run=$!
+wait "$run"  # in the background: a signal to the script alone is then heard at once
 [ -f "$dir/run/summary.json" ] || { echo "$dir/run: no summary; see $dir/server/run.log" >&2; exit 1; }
 echo "done: $dir/run"
