@@ -29,7 +29,7 @@ PATIENCE = 120
 
 LONG: dict[str, Any] = {
     **TOWN,
-    "method": {"name": "dec_dpo", "rounds": 600, "local_steps": 4, "graph": "ring"},
+    "method": {"name": "dec_dpo", "rounds": 300, "local_steps": 2, "graph": "ring"},
     "optimizer": {"name": "adamw", "lr": 0.05, "max_grad_norm": 1.0},
     "evaluation": {"every": 50, "held_out": 0.2},
     "runtime": {"checkpoint_every": 20, "threads": 1, "timeout": 60},
@@ -125,7 +125,7 @@ def test_killed_and_started_again(whole: Path, tmp_path: Path) -> None:
     run = Started(
         "run", whole / "long.yaml", "-p", "2", "--restarts", "2", "--out", out, log=tmp_path / "log"
     )
-    for rank, after in ((1, 100), (0, 300)):
+    for rank, after in ((1, 60), (0, 160)):
         run.until(lambda after=after: rounds_logged(out) > after and len(run.workers()) == 2)
         _kill(run.workers()[rank], signal.SIGKILL)
         run.until(lambda: len(run.workers()) < 2)
@@ -138,7 +138,7 @@ def test_killed_and_started_again(whole: Path, tmp_path: Path) -> None:
 def test_killed_and_resumed(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = Started("run", whole / "long.yaml", "-p", "2", "--out", out, log=tmp_path / "log")
-    run.until(lambda: rounds_logged(out) > 100)
+    run.until(lambda: rounds_logged(out) > 60)
     _kill(run.workers()[1], signal.SIGKILL)
     code, said = run.wait()
     assert code == 4
@@ -157,13 +157,13 @@ def test_killed_and_resumed(whole: Path, tmp_path: Path) -> None:
 def test_interrupted(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = Started("run", whole / "long.yaml", "-p", "2", "--out", out, log=tmp_path / "log")
-    run.until(lambda: rounds_logged(out) > 100)
+    run.until(lambda: rounds_logged(out) > 60)
     _kill(run.process.pid, signal.SIGINT)
     code, said = run.wait()
     assert code == 130
     (line,) = said.splitlines()
     assert line.startswith("prefmesh: stopped after round ")
-    assert line.endswith(f"of 600; go on with: prefmesh run --resume {out}")
+    assert line.endswith(f"of 300; go on with: prefmesh run --resume {out}")
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
 
 

@@ -59,8 +59,9 @@ class Local:
     """The script on its way, in `place`."""
 
     def __init__(self, place: Path, more: str = ""):
-        self.place, self.port = place, free_ports(5)
+        self.place, self.port = place, free_ports(6)
         self.log = place.with_suffix(".log")
+        self.nodes: list[subprocess.Popen[bytes]] = []
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["bash", APP / "run_local.sh", place, more],
@@ -91,9 +92,11 @@ class Local:
             *arguments,
         ]
         with log.open("w") as file:
-            return subprocess.Popen(
+            node = subprocess.Popen(
                 command, env=environment(log.with_suffix(".home")), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )  # fmt: skip
+        self.nodes.append(node)
+        return node
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE)
@@ -110,6 +113,10 @@ def started(tmp_path: Path) -> Iterator[Callable[[str], Local]]:
 
     yield start
     for local in made:
+        for node in local.nodes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
         with contextlib.suppress(ProcessLookupError):
             local.process.send_signal(signal.SIGTERM)
         local.wait()
