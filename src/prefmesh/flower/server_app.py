@@ -215,7 +215,9 @@ class FlowerSites:
         for id_, reply in self._pull(set(ids), max(patience, 1.0)).items():
             node = ids[id_]
             try:
-                hello = messages.read_hello(_content(reply))
+                if reply.has_error():
+                    raise InputError(_error(reply))
+                hello = messages.read_hello(reply.content)
                 for what, value in wanted.items():
                     if hello.found.get(what) != value:
                         raise InputError(f"{what} is {hello.found.get(what)}; allowed: {value}, as here")
@@ -255,8 +257,11 @@ class FlowerSites:
         answers = []
         for id_, reply in self._pull(set(ids), self.settings.round_timeout, also=set(self.open)).items():
             agent, asked = self.open.pop(id_)
+            if reply.has_error():
+                say(f"round {round_}: site {self.names[agent]} failed: {_error(reply)}")
+                continue
             try:
-                row, measures, told = messages.read_answer(_content(reply), self.like)
+                row, measures, told = messages.read_answer(reply.content, self.like)
                 if told != asked:
                     raise InputError(f"it answers round {told}; allowed: {asked}, as it was asked")
             except InputError as error:
@@ -279,8 +284,11 @@ class FlowerSites:
         parts = {}
         for id_, reply in self._pull(set(ids), self.settings.round_timeout).items():
             agent = agents[ids[id_]]
+            if reply.has_error():
+                say(f"evaluation of round {round_}: site {self.names[agent]} failed: {_error(reply)}")
+                continue
             try:
-                parts[agent] = messages.read_part(_content(reply), self.like, self.tested[agent])
+                parts[agent] = messages.read_part(reply.content, self.like, self.tested[agent])
             except InputError as error:
                 say(
                     f"evaluation of round {round_}: the answer of site {self.names[agent]} is refused: {error}"
@@ -333,10 +341,9 @@ class FlowerSites:
         return found
 
 
-def _content(reply: Message) -> RecordDict:
-    if reply.has_error():
-        raise InputError(f"error {reply.error.code} ({' '.join(str(reply.error.reason).split())[:200]})")
-    return reply.content
+def _error(reply: Message) -> str:
+    """What Flower says."""
+    return f"error {reply.error.code} ({' '.join(str(reply.error.reason).split())[:200]})"
 
 
 def _numbers(hello: messages.Hello) -> list[Any]:
