@@ -17,6 +17,7 @@ from prefmesh.cli_options import (
     new_run_directory,
     show_results,
 )
+from prefmesh.errors import InputError
 
 
 def run(
@@ -58,18 +59,20 @@ def run(
     started = launched()
     given, directory = _asked(config, out, override, resume, started or processes)
     if started and out is None and resume is None:
-        raise _refused("--out: missing; allowed with several processes: the same directory for all of them")
+        raise InputError("--out: missing; allowed with several processes: the same directory for all of them")
     settings = given or running.config_of(directory)
     limit, device = settings.runtime.timeout, settings.runtime.torch_device()
     if settings.runtime.processes > 1 and not started:
         # Not typer's Exit: its callers would say once more what the processes have said.
         raise SystemExit(_launch(settings, config, directory, override, resume, restarts, plugin, json))
     if processes not in (None, settings.runtime.processes):
-        raise _refused(
+        raise InputError(
             f"--processes: {processes}, but the run in {directory} has {settings.runtime.processes}; allowed: as many, or no --processes"
         )
     if restarts:
-        raise _refused("--restarts: only several processes are started again; allowed: --processes K with it")
+        raise InputError(
+            "--restarts: only several processes are started again; allowed: --processes K with it"
+        )
     with closing(join(limit, device)) as group:
         with terminal.progress(shown=group.rank == 0) as listener:
             if resume is not None:
@@ -89,14 +92,14 @@ def _asked(
 ) -> tuple[Any, Path]:
     """The config that was given, none where a run goes on with its own, and the run directory."""
     if out is not None and resume is not None:
-        raise _refused("--out names a new directory; --resume goes on in its own: one of the two")
+        raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
     if config is not None:
         given = load(config, [*(override or []), *([f"runtime.processes={processes}"] if processes else [])])
         return given, resume or out or new_run_directory(f"{config.stem}-{given.method.name}")
     if resume is None:
-        raise _refused("no config was given; allowed: prefmesh run CONFIG, or prefmesh run --resume DIR")
+        raise InputError("no config was given; allowed: prefmesh run CONFIG, or prefmesh run --resume DIR")
     if override:
-        raise _refused("-o changes a config; --resume goes on with the one in the run directory")
+        raise InputError("-o changes a config; --resume goes on with the one in the run directory")
     return None, resume
 
 
@@ -121,9 +124,3 @@ def _launch(
         arguments += [word for value in values or [] for word in (option, str(value))]
     count, limit = settings.runtime.processes, settings.runtime.timeout
     return launch(count, [*arguments, *(["--json"] if json else [])], restarts=restarts, limit=limit)
-
-
-def _refused(message: str) -> Exception:
-    from prefmesh.errors import InputError
-
-    return InputError(message)

@@ -51,6 +51,13 @@ def installed(package: str) -> str | None:
         return None
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that must be the same wherever a run's agents live, by what they are."""
+    return {
+        f"the version of {package}": version(package) for package in ("prefmesh", "torch", "transformers")
+    }
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     try:

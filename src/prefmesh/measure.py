@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefmesh.algorithms.gradients import Problem, grad_norm_sq
+from prefmesh.algorithms.gradients import Problem, contributions, norm_sq
 from prefmesh.algorithms.methods import Method
 from prefmesh.algorithms.state import take
 from prefmesh.evaluation.generation import Utility, Writer, kl_estimate, wins, write
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.evaluation.settings import EvaluationSettings
-from prefmesh.evaluation.statistics import accuracy_interval, group_means, worst_tenth
+from prefmesh.evaluation.statistics import group_means, worst_tenth
 from prefmesh.objectives import PairLogProbs, pair_loss, rounding
 from prefmesh.policies.base import Params, average
 from prefmesh.preferences.census import Census
@@ -80,16 +80,7 @@ class Evaluator:
     def evaluate(self, theta: Params, round_: int) -> Evaluation:
         """Measure the parameters of the agents hosted here, (agents, ...), together with all processes."""
         mean = self.mean(theta)
-        norm, loss = grad_norm_sq(
-            self.problem,
-            mean,
-            self.training,
-            self.weights,
-            sample=self.gradient_sample,
-            random=generator(self.seed, "gradient", round_),
-            mesh=self.method.mesh,
-            before=int(self.census.sizes[: self._first].sum()),
-        )
+        norm, loss = norm_sq(self._added(self.contributions(mean, round_)))
         here = self.score(mean, self.held)
         shared, own = self._everybodys(here, self._own(theta, here))
         found = summarized(
@@ -108,6 +99,23 @@ class Evaluator:
             found.metrics.update(self._written(theta, mean, found.users, round_))
         return found
 
+    def contributions(self, mean: Params, round_: int) -> list[tuple[float, Params]]:
+        """What the pairs held here add to the global objective and its gradient (see `gradients.contributions`)."""
+        return contributions(
+            self.problem,
+            mean,
+            self.training,
+            self.weights,
+            sample=self.gradient_sample,
+            random=generator(self.seed, "gradient", round_),
+            before=int(self.census.sizes[: self._first].sum()),
+        )
+
+    def _added(self, own: list[tuple[float, Params]]) -> list[tuple[float, Params]]:
+        """Everybody's."""
+        mesh = self.method.mesh
+        return [(float(mesh.group.total(np.array([loss]))[0]), mesh.add(gradient)) for loss, gradient in own]
+
     def mean(self, theta: Params) -> Params:
         """The average model (1, ...) of all agents, here or elsewhere."""
         if self._one_row(theta):
@@ -120,10 +128,6 @@ class Evaluator:
         if not len(rows):
             return HeldOut(rows=rows, margin=nothing, accuracy=nothing, loss=nothing)
         return score(self.problem, row, rows)
-
-    def interval(self, found: HeldOut) -> tuple[float, float, float]:
-        """Accuracy of everybody's held-out pairs with its 95 % interval, pairs of one prompt counting together."""
-        return accuracy_interval(found.accuracy, self.census.held_out.prompt)
 
     @property
     def _first(self) -> int:

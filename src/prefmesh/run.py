@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,11 +20,12 @@ from prefmesh.algorithms.methods.dec_dpo import DecDPO
 from prefmesh.algorithms.state import State, take
 from prefmesh.checkpoint import Checkpoint
 from prefmesh.config import ExperimentConfig, load_config
-from prefmesh.environment import describe_environment
+from prefmesh.environment import describe_environment, versions
 from prefmesh.errors import Diverged, InputError
+from prefmesh.evaluation.statistics import accuracy_interval
 from prefmesh.experiment import prepare
 from prefmesh.interruption import Interrupted, stop_requested
-from prefmesh.measure import Evaluation, HeldOut
+from prefmesh.measure import Evaluation
 from prefmesh.mesh import ALONE, Group
 from prefmesh.metrics import (
     JsonLines,
@@ -73,8 +73,6 @@ class Evaluates(Protocol):
     def evaluate(self, theta: Params, round_: int) -> Evaluation: ...
 
     def mean(self, theta: Params) -> Params: ...
-
-    def interval(self, found: HeldOut) -> tuple[float, float, float]: ...
 
     def differ(self, theta: Params) -> bool: ...
 
@@ -143,10 +141,8 @@ def run(
     _meet(config, group)
     if group.attempt and _of_process_0(group, (out / "config.yaml").is_file()):
         return resume(out, config=config, listener=listener, name=name, group=group)
-    if group.rank == 0:
-        group.together(lambda: refuse_taken(out, otherwise="--resume to go on with a run"))
-    else:
-        group.together(lambda: None)
+    first = group.rank == 0
+    group.together(lambda: refuse_taken(out, otherwise="--resume to go on with a run") if first else None)
     listener = listener or Silent()
     _set_threads(config)
     experiment = prepare(config, listener.stage, group=group)
@@ -154,12 +150,10 @@ def run(
     def begin(directory: Path) -> None:
         described(experiment, directory)
 
-    group.together(lambda: new_directory(out, begin) if group.rank == 0 else None)
+    group.together(lambda: new_directory(out, begin) if first else None)
     # Where the other processes see another disk, they have a directory of their own there, for what they host.
-    if not (out / "config.yaml").is_file():
-        group.together(lambda: new_directory(out, begin))
-    else:
-        group.together(lambda: None)
+    there = (out / "config.yaml").is_file()
+    group.together(lambda: None if there else new_directory(out, begin))
     return Rounds(experiment, out, listener, name or config.method.name).go()
 
 
@@ -217,10 +211,7 @@ def _meet(config: ExperimentConfig, group: Group) -> None:
             f"runtime.processes: {config.runtime.processes}, but {group.size} run this; allowed: prefmesh run, which starts them, or "
             "a launcher that starts as many"
         )
-    versions = {
-        f"the version of {package}": version(package) for package in ("prefmesh", "torch", "transformers")
-    }
-    group.agree(versions | {"the config": config.hash()})
+    group.agree(versions() | {"the config": config.hash()})
 
 
 def _of_process_0(group: Group, number: float | int) -> float:
@@ -272,7 +263,7 @@ class Rounds:
             for round_ in range(first, self.rounds + 1):
                 state = self._learn(state, round_)
                 due = round_ % self.config.runtime.checkpoint_every == 0 or round_ == self.rounds
-                evaluated = round_ % self.config.evaluation.every == 0 or round_ == self.rounds
+                evaluated = self._evaluated(round_)
                 if self.group.size > 1 and not (due or evaluated):
                     self.listener.round(round_, self.rounds, self.lines[-1])
                     continue
@@ -347,8 +338,9 @@ class Rounds:
         line: dict[str, Any] = {"round": round_, "bytes_sent": 0}
         if round_ > 0:
             alone = self.group.size == 1
-            evaluated = round_ % self.config.evaluation.every == 0 or round_ == self.rounds
-            state, found = self.experiment.learner.round(state, round_, consensus=alone or evaluated)
+            state, found = self.experiment.learner.round(
+                state, round_, consensus=alone or self._evaluated(round_)
+            )
             line["bytes_sent"] = self.experiment.method.bytes_sent(
                 round_, model_bytes=row_bytes(state.theta), data_bytes=self.data_bytes
             )
@@ -357,6 +349,9 @@ class Rounds:
         line |= {"bytes_sent_total": self.bytes_sent_total, "seconds": time.perf_counter() - started}
         self.lines.append(line)
         return state
+
+    def _evaluated(self, round_: int) -> bool:
+        return round_ % self.config.evaluation.every == 0 or round_ == self.rounds
 
     def _anyone(self, stop: bool) -> bool:
         return bool(self.group.total(np.array([float(stop)]))[0])
@@ -446,7 +441,6 @@ class Rounds:
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
         headline = evaluation.average if method.one_policy else evaluation.own
-        held = experiment.census.held_out  # a site that did not answer has no figures
         if len(headline.rows) and self.writes:
             save_file(
                 {
@@ -454,7 +448,7 @@ class Rounds:
                     "margin": np.ascontiguousarray(headline.margin),
                     "accuracy": np.ascontiguousarray(headline.accuracy),
                     "own_accuracy": np.ascontiguousarray(evaluation.own.accuracy),
-                    "prompt": held.prompt[np.isin(held.row, headline.rows)],
+                    "prompt": experiment.census.prompts_of(headline.rows),
                 },
                 self.out / "held_out.safetensors",
             )
@@ -491,7 +485,7 @@ class Rounds:
             "held_out_pairs": len(found.rows) if found is not None else 0,
             "headline": "average" if one_policy else "own",
             "final": {key: value for key, value in last.items() if key != "round"},
-            "accuracy_interval": list(experiment.evaluator.interval(found)[1:])
+            "accuracy_interval": list(accuracy_interval(found.accuracy, census.prompts_of(found.rows))[1:])
             if found is not None and len(found.rows)
             else None,
             "ceiling": ceiling,

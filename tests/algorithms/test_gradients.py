@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from prefmesh.algorithms.gradients import (
+    contributions,
     global_loss_and_gradient,
-    grad_norm_sq,
     inner,
     loss_and_gradient,
+    norm_sq,
 )
 from prefmesh.randomness import generator
 from tests import problems
@@ -74,9 +75,10 @@ def test_exactly_over_all_pairs() -> None:
     weights = np.arange(1.0, 21) / 210
     x = (on.data.chosen - on.data.rejected).numpy()
     expected = -0.5 * (weights / (1 + np.exp(0.5 * x @ theta))) @ x
-    found, loss = grad_norm_sq(
-        on, {"theta": torch.as_tensor(theta[None])}, np.arange(20), weights, sample=None, random=generator(0, "gradient")
-    )  # fmt: skip
+    row = {"theta": torch.as_tensor(theta[None])}
+    found, loss = norm_sq(
+        contributions(on, row, np.arange(20), weights, sample=None, random=generator(0, "gradient"))
+    )
     assert found == pytest.approx(expected @ expected, rel=1e-12)
     assert loss == pytest.approx(weights @ np.log1p(np.exp(-0.5 * x @ theta)), rel=1e-12)
 
@@ -87,10 +89,10 @@ def test_the_estimate_is_unbiased_where_the_naive_one_is_not() -> None:
     weights = np.where(np.arange(60) < 20, 2.0, 1.0) / 80
     rows = np.arange(60)
     row = {"theta": torch.linspace(0.5, 1.5, problems.DIM, dtype=torch.float64)[None]}
-    exact, loss = grad_norm_sq(on, row, rows, weights, sample=None, random=generator(0, "gradient"))
+    exact, loss = norm_sq(contributions(on, row, rows, weights, sample=None, random=generator(0, "gradient")))
     found = np.array(
         [
-            grad_norm_sq(on, row, rows, weights, sample=4, random=generator(0, "gradient", i))
+            norm_sq(contributions(on, row, rows, weights, sample=4, random=generator(0, "gradient", i)))
             for i in range(600)
         ]
     )

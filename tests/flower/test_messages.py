@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefmesh.config import ExperimentConfig
+from prefmesh.environment import versions
 from prefmesh.errors import InputError
 from prefmesh.flower.remote import Answer, Order, RemoteExperiment
 from prefmesh.flower.site import Part
@@ -63,8 +64,8 @@ class Messengers:
             reply = self.ask(
                 client_app._train, self.nodes[agent], self.order(agent, round_, order.after, order.row)
             )
-            row, measures, told = messages.read_answer(reply, self.experiment.start)
-            answers.append(Answer(agent=agent, round=told, row=row, measures=measures))
+            row, measures = messages.read_answer(reply, self.experiment.start, round_)
+            answers.append(Answer(agent=agent, round=round_, row=row, measures=measures))
         return answers
 
     def evaluate(self, round_: int, row: Params) -> dict[int, Part]:
@@ -88,7 +89,7 @@ NUMBERS = {
 """All numbers that leave a site: docs/flower.md, "What leaves a site"."""
 
 WORDS = {
-    "site": {"name", "the config", "policy.model", *messages.versions()},
+    "site": {"name", "the config", "policy.model", *versions()},
     "order": {"yaml", "run", "agent", "sizes", "round", "after"},
 }
 
@@ -159,9 +160,9 @@ def answered(change: Any = None, **numbers: Any) -> RecordDict:
 
 
 def test_an_answer_is_read() -> None:
-    row, measures, round_ = messages.read_answer(answered(loss=0.25), LIKE)
+    row, measures = messages.read_answer(answered(loss=0.25), LIKE, 7)
     assert all(torch.equal(row[name], tensor + 1) for name, tensor in LIKE.items())
-    assert (measures["loss"], round_) == (0.25, 7)
+    assert measures["loss"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -177,16 +178,18 @@ def test_an_answer_is_read() -> None:
 )  # fmt: skip
 def test_tensors_that_are_refused(change, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        messages.read_answer(answered(change), LIKE)
+        messages.read_answer(answered(change), LIKE, 7)
 
 
 def test_numbers_that_are_refused() -> None:
     with pytest.raises(InputError, match=r"^measures: loss is not finite"):
-        messages.read_answer(answered(loss=float("inf")), LIKE)
+        messages.read_answer(answered(loss=float("inf")), LIKE, 7)
+    with pytest.raises(InputError, match=r"^it answers round 7; allowed: 6"):
+        messages.read_answer(answered(), LIKE, 6)
     content = answered()
     del content["measures"]["lr" if "lr" in content["measures"] else "loss"]
     with pytest.raises(InputError, match=r"^measures: \w+ is missing"):
-        messages.read_answer(content, LIKE)
+        messages.read_answer(content, LIKE, 7)
     content = RecordDict({})
     with pytest.raises(InputError, match=r"^measures: missing"):
-        messages.read_answer(content, LIKE)
+        messages.read_answer(content, LIKE, 7)

@@ -202,7 +202,7 @@ NUMBERS = {
     "_meet": "means of losses and log-probabilities over a round's pairs; bytes sent",
     "_anyone": "whether it was asked to stop",
     "consensus_error": "a squared distance",
-    "grad_norm_sq": "a loss",
+    "_added": "a loss",
     "_everybodys": "margin, accuracy, loss of each held-out pair",
     "_written": "log ratios of written texts; won comparisons",
     "_ceiling": "what simulated users agree on",

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefmesh.mesh import Mesh
 from prefmesh.objectives import ObjectiveSettings, PairLogProbs, pair_loss
 from prefmesh.policies.base import EncodedPairs, Params, Policy, Rows, passes
 
@@ -107,23 +106,3 @@ def norm_sq(parts: list[tuple[float, Params]]) -> tuple[float, float]:
     """
     losses, gradients = zip(*parts, strict=True)
     return inner(gradients[0], gradients[-1]), sum(losses) / len(losses)
-
-
-def grad_norm_sq(
-    problem: Problem,
-    row: Params,
-    rows: Int[np.ndarray, " pairs"],
-    weights: Float[np.ndarray, " all"],
-    *,
-    sample: int | None,
-    random: np.random.Generator,
-    mesh: Mesh | None = None,
-    before: int = 0,
-) -> tuple[float, float]:
-    """||grad f||^2 and f at the model `row` (see `contributions`, `norm_sq`). Pairs that are not among `rows` live in other
-    processes of `mesh`."""
-    parts = contributions(problem, row, rows, weights, sample=sample, random=random, before=before)
-    if mesh is not None and mesh.group.size > 1:
-        group = mesh.group
-        parts = [(float(group.total(np.array([loss]))[0]), mesh.add(gradient)) for loss, gradient in parts]
-    return norm_sq(parts)

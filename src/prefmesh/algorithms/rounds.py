@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.gradients import Problem
@@ -46,7 +47,6 @@ class Learner:
         but for the consensus errors, which are of all: they take a message from every process, and are left out without `consensus`.
         """
         method, settings, mesh = self.method, self.method.settings, self.method.mesh
-        lr = optimizers.learning_rate(self.optimizer, round_, settings.rounds)
         active = method.participants(round_)
         own = mesh.here(active)
         end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in state.theta.items()}
@@ -59,21 +59,13 @@ class Learner:
             # Steps are taken in place, in the rows that the participants will have reached.
             theta = {name: tensor[here[0] : here[-1] + 1].copy_(start[name]) for name, tensor in end.items()}
             del start
-            if self.optimizer.state == "keep":
-                moments = rows(state.optimizer, mesh.rows(agents))
-            else:
-                moments = optimizers.initial_state(self.optimizer, theta, len(agents))
-            batches, weights = self.batches(round_, agents, state.batches_drawn, settings.local_steps)
-            _, moments, part = local_steps(self.problem, self.optimizer, lr, theta, moments, batches, weights)
-            if self.optimizer.state == "keep":
-                put(state.optimizer, mesh.rows(agents), moments)
-            stats.append(part)
+            stats.append(self.local(state, round_, agents, theta))
         state.batches_drawn[method.shards[active].reshape(-1)] += settings.local_steps
         measures = {
             key: float(torch.cat([part[key] for part in stats]).double().mean()) if stats else 0.0
             for key in STATS
         }
-        measures["lr"] = lr
+        measures["lr"] = self.lr(round_)
         if consensus:
             measures["consensus_error_before_mixing"] = consensus_error(end, mesh, len(active))
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
@@ -84,6 +76,26 @@ class Learner:
                 0.0 if method.one_row else consensus_error(state.theta, mesh, method.agents)
             )
         return state, measures
+
+    def lr(self, round_: int) -> float:
+        """The step size in that round."""
+        return optimizers.learning_rate(self.optimizer, round_, self.method.settings.rounds)
+
+    def local(self, state: State, round_: int, agents: np.ndarray, theta: Params) -> dict[str, Tensor]:
+        """E local steps of agents that are hosted here, in place in `theta` (some, ...) and in their moments; each one's `STATS`."""
+        steps, mine = self.method.settings.local_steps, self.method.mesh.rows(agents)
+        keep = self.optimizer.state == "keep"
+        if keep:
+            moments = rows(state.optimizer, mine)
+        else:
+            moments = optimizers.initial_state(self.optimizer, theta, len(agents))
+        batches, weights = self.batches(round_, agents, state.batches_drawn, steps)
+        _, moments, stats = local_steps(
+            self.problem, self.optimizer, self.lr(round_), theta, moments, batches, weights
+        )
+        if keep:
+            put(state.optimizer, mine, moments)
+        return stats
 
     def batches(
         self, round_: int, agents: np.ndarray, drawn: np.ndarray, steps: int

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict  # type: ignore[import-not-fou
 from flwr.clientapp import ClientApp  # type: ignore[import-not-found]
 
 from prefmesh.config import ExperimentConfig
+from prefmesh.environment import versions
 from prefmesh.errors import InputError
 from prefmesh.experiment import encoded, training_bytes
 from prefmesh.flower import messages
@@ -41,7 +42,7 @@ def _hello(content: RecordDict, node: dict[str, Any]) -> RecordDict:
     share = _share(yaml, node.get("partition-id"), node.get("data"))
     # Reference log-probabilities are made now: the first round does not wait for them.
     policy, _, _ = encoded(config, share, _say)
-    found = messages.versions() | {"the config": config.hash(), "policy.model": policy.fingerprint()}
+    found = versions() | {"the config": config.hash(), "policy.model": policy.fingerprint()}
     data_bytes = training_bytes(share.pairs, share.division)
     return messages.hello(
         messages.Hello(name=_name(node), found=found, told=told(share), data_bytes=data_bytes)

@@ -6,7 +6,6 @@ From a site: its name, versions, the base model's fingerprint, `Told` (counts of
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,6 @@ from prefmesh.measure import HeldOut
 from prefmesh.policies.base import Params
 from prefmesh.preferences.census import Told
 
-PACKAGES = ("prefmesh", "torch", "transformers")
-"""Whose versions must agree."""
-
 MEASURES = (*STATS, "remembered")
 PAIR = ("margin", "accuracy", "loss")
 
@@ -35,11 +31,6 @@ class Hello:
     found: dict[str, str]
     told: Told
     data_bytes: int
-
-
-def versions() -> dict[str, str]:
-    """Installed here."""
-    return {f"the version of {package}": version(package) for package in PACKAGES}
 
 
 # ---- to a site
@@ -121,15 +112,14 @@ def read_hello(content: RecordDict) -> Hello:
     )
 
 
-def read_answer(content: RecordDict, like: Params) -> tuple[Params, dict[str, float], int]:
-    """Row, measures and round. Raises `InputError` for tensors that are not those of `like`, or not finite."""
+def read_answer(content: RecordDict, like: Params, asked: int) -> tuple[Params, dict[str, float]]:
+    """Row and measures of the round that was `asked` for. Raises `InputError` for another round, and for tensors that are not
+    those of `like`, or not finite."""
     _refused(content)
     numbers = _numbers(content, "measures", (*MEASURES, "round"))
-    return (
-        _params(content, "row", like),
-        {name: float(numbers[name]) for name in MEASURES},
-        int(numbers["round"]),
-    )
+    if (told := int(numbers["round"])) != asked:
+        raise InputError(f"it answers round {told}; allowed: {asked}, as it was asked")
+    return _params(content, "row", like), {name: float(numbers[name]) for name in MEASURES}
 
 
 def read_part(content: RecordDict, like: Params, tested: int) -> Part:

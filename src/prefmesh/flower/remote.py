@@ -19,7 +19,6 @@ from prefmesh.algorithms.rounds import consensus_error
 from prefmesh.algorithms.state import State, take
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError, PeerLost
-from prefmesh.evaluation.statistics import accuracy_interval
 from prefmesh.experiment import method_of, policy_of
 from prefmesh.flower.site import Part
 from prefmesh.measure import Evaluation, HeldOut, summarized
@@ -226,11 +225,6 @@ class RemoteEvaluator:
     def differ(self, theta: Params) -> bool:
         """Never: sites hold the server's."""
         return False
-
-    def interval(self, found: HeldOut) -> tuple[float, float, float]:
-        """Accuracy with its 95 % interval, pairs of one prompt counting together."""
-        held = self.census.held_out
-        return accuracy_interval(found.accuracy, held.prompt[np.isin(held.row, found.rows)])
 
     @property
     def held(self) -> Int[np.ndarray, " pairs"]:

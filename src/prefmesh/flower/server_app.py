@@ -1,23 +1,25 @@
 """Flower's ServerApp: the run's rounds, its directory, and messages to sites over the Grid.
 
 Run config: `experiment`, a YAML file of the app's directory; `sites`, how many there are; `min-sites`, how many must answer a round
-in time; `round-timeout` and `start-timeout`, seconds; `out`, a new run directory, or `resume`, one to go on with; `aggregation`, a rule of Flower's instead of the mean, against
-up to `malicious` sites in a round.
+in time; `round-timeout` and `start-timeout`, seconds; `out`, a new run directory, or `resume`, one to go on with; `aggregation`, a
+rule of Flower's instead of the mean, against up to `malicious` sites in a round.
 """
 
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Context, Message, RecordDict  # type: ignore[import-not-found]
 from flwr.serverapp import Grid, ServerApp  # type: ignore[import-not-found]
 
 from prefmesh import run as running
 from prefmesh.config import ExperimentConfig, load_config
+from prefmesh.environment import versions
 from prefmesh.errors import Diverged, InputError, PeerLost
 from prefmesh.experiment import policy_of
 from prefmesh.flower import messages
@@ -27,6 +29,8 @@ from prefmesh.flower.site import Part
 from prefmesh.metrics import new_directory, refuse_taken, write_text
 from prefmesh.policies.base import Params
 from prefmesh.reports import write_report
+
+Found = TypeVar("Found")
 
 KEY = "flower_run.txt"
 """In the run directory: under which name sites keep what lasts of this run."""
@@ -170,6 +174,9 @@ class FlowerSites:
     open: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Messages to train that nobody has answered yet: agent and round."""
 
+    def __post_init__(self) -> None:
+        self.yaml = self.config.to_yaml()
+
     def say(self, text: str) -> None:
         """A line for the server's log; agents by their sites' names."""
         say(text)
@@ -206,10 +213,10 @@ class FlowerSites:
         if not strangers:
             time.sleep(min(0.5, max(0.0, patience)))
             return {}
-        asked = {node: messages.question(self.config.to_yaml()) for node in strangers}
+        asked = {node: messages.question(self.yaml) for node in strangers}
         ids = self._push("query", asked, 0)
         found = {}
-        wanted = messages.versions() | {
+        wanted = versions() | {
             "the config": self.config.hash(), "policy.model": policy_of(self.config).fingerprint()
         }  # fmt: skip
         for id_, reply in self._pull(set(ids), max(patience, 1.0)).items():
@@ -247,69 +254,67 @@ class FlowerSites:
 
     def train(self, round_: int, orders: dict[int, Order]) -> list[Answer]:
         """See `Sites`."""
-        self._rejoined()
+        what = f"round {round_}"
         content = {
             agent: self._order(agent, round_, order.after, order.row) for agent, order in orders.items()
         }
-        ids = self._push("train", self._there(content, f"round {round_}"), round_)
-        agents = {node: agent for agent, node in self._nodes().items()}
-        self.open |= {id_: (agents[node], round_) for id_, node in ids.items()}
+        ids = self._ask("train", content, what, round_)
+        self.open |= {id_: (agent, round_) for id_, agent in ids.items()}
         answers = []
         for id_, reply in self._pull(set(ids), self.settings.round_timeout, also=set(self.open)).items():
             agent, asked = self.open.pop(id_)
-            if reply.has_error():
-                say(f"round {round_}: site {self.names[agent]} failed: {_error(reply)}")
-                continue
-            try:
-                row, measures, told = messages.read_answer(reply.content, self.like)
-                if told != asked:
-                    raise InputError(f"it answers round {told}; allowed: {asked}, as it was asked")
-            except InputError as error:
-                say(f"round {round_}: the answer of site {self.names[agent]} is refused: {error}")
-                continue
-            answers.append(Answer(agent=agent, round=asked, row=row, measures=measures))
-        for id_ in ids:
+            found = self._read(agent, what, reply, partial(messages.read_answer, like=self.like, asked=asked))
+            if found is not None:
+                row, measures = found
+                answers.append(Answer(agent=agent, round=asked, row=row, measures=measures))
+        for id_, agent in ids.items():
             if id_ in self.open:
                 say(
-                    f"round {round_}: site {self.names[self.open[id_][0]]} did not answer within {self.settings.round_timeout:g} s"
+                    f"{what}: site {self.names[agent]} did not answer within {self.settings.round_timeout:g} s"
                 )
         return answers
 
     def evaluate(self, round_: int, row: Params) -> dict[int, Part]:
         """See `Sites`."""
-        self._rejoined()
+        what = f"evaluation of round {round_}"
         content = {agent: self._order(agent, round_, 0, row) for agent in range(len(self.names))}
-        ids = self._push("evaluate", self._there(content, f"evaluation of round {round_}"), round_)
-        agents = {node: agent for agent, node in self._nodes().items()}
+        ids = self._ask("evaluate", content, what, round_)
         parts = {}
         for id_, reply in self._pull(set(ids), self.settings.round_timeout).items():
-            agent = agents[ids[id_]]
-            if reply.has_error():
-                say(f"evaluation of round {round_}: site {self.names[agent]} failed: {_error(reply)}")
-                continue
-            try:
-                parts[agent] = messages.read_part(reply.content, self.like, self.tested[agent])
-            except InputError as error:
-                say(
-                    f"evaluation of round {round_}: the answer of site {self.names[agent]} is refused: {error}"
-                )
+            agent = ids[id_]
+            read = partial(messages.read_part, like=self.like, tested=self.tested[agent])
+            found = self._read(agent, what, reply, read)
+            if found is not None:
+                parts[agent] = found
         return parts
 
     def _order(self, agent: int, round_: int, after: int, row: Params) -> RecordDict:
         return messages.order(
-            yaml=self.config.to_yaml(), run=self.run, agent=agent, sizes=self.sizes, round_=round_, after=after, row=row
-        )  # fmt: skip
+            yaml=self.yaml, run=self.run, agent=agent, sizes=self.sizes, round_=round_, after=after, row=row
+        )
 
-    def _nodes(self) -> dict[int, int]:
-        return {agent: self.node[name] for agent, name in enumerate(self.names)}
+    def _ask(self, kind: str, content: dict[int, RecordDict], what: str, round_: int) -> dict[str, int]:
+        """Send to agents' sites; the messages' ids, and whose each is. Sites that are not connected are not asked."""
+        self._rejoined()
+        there = set(self.grid.get_node_ids())
+        agents = {self.node[self.names[agent]]: agent for agent in content}
+        for node in set(agents) - there:
+            say(f"{what}: site {self.names[agents[node]]} is not connected")
+        asked = {node: content[agent] for node, agent in agents.items() if node in there}
+        return {id_: agents[node] for id_, node in self._push(kind, asked, round_).items()}
 
-    def _there(self, content: dict[int, RecordDict], what: str) -> dict[int, RecordDict]:
-        """By node; sites that are not connected are not asked."""
-        there, nodes = set(self.grid.get_node_ids()), self._nodes()
-        for agent in content:
-            if nodes[agent] not in there:
-                say(f"{what}: site {self.names[agent]} is not connected")
-        return {nodes[agent]: record for agent, record in content.items() if nodes[agent] in there}
+    def _read(
+        self, agent: int, what: str, reply: Message, read: Callable[[RecordDict], Found]
+    ) -> Found | None:
+        """What a site answers. Where it failed, or says what it was not asked for, a line tells so: none, and the run goes on."""
+        if reply.has_error():
+            say(f"{what}: site {self.names[agent]} failed: {_error(reply)}")
+            return None
+        try:
+            return read(reply.content)
+        except InputError as error:
+            say(f"{what}: the answer of site {self.names[agent]} is refused: {error}")
+            return None
 
     # ---- the grid
 
@@ -347,5 +352,4 @@ def _error(reply: Message) -> str:
 
 
 def _numbers(hello: messages.Hello) -> list[Any]:
-    told = hello.told
-    return [getattr(told, name).tolist() for name in ("counts", "leakage", "sizes", "held_out", "alone")]
+    return [numbers.tolist() for numbers in vars(hello.told).values()]

@@ -1,10 +1,9 @@
 """What a site does between two messages: one agent's local rule on its own pairs, and its part of an evaluation.
 
 A site's process may be a new one for every message. What lasts lies on its disk: encoded pairs' reference log-probabilities in the
-cache, optimiser moments and the place in its own data in `Memory`.
+cache, optimiser moments and the place in its own data in checkpoints of its own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from jaxtyping import Int
 
 from prefmesh import checkpoint
 from prefmesh.algorithms import optimizers
-from prefmesh.algorithms.gradients import contributions
-from prefmesh.algorithms.local_rule import local_steps
 from prefmesh.algorithms.state import State
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError
@@ -23,9 +20,10 @@ from prefmesh.measure import HeldOut
 from prefmesh.mesh import Group
 from prefmesh.policies.base import Params
 from prefmesh.preferences.census import Census, Told
-from prefmesh.randomness import generator
 
-Say = Callable[[str], None]
+
+def _nothing(stage: str) -> None:
+    """A site does not tell how its preparing goes on."""
 
 
 class _Site(Group):
@@ -59,7 +57,6 @@ class Site:
         agent: int,
         sizes: Int[np.ndarray, " agents"],
         memory: Path,
-        say: Say = lambda _: None,
     ) -> "Site":
         """`share`: what it holds, one agent's. `sizes`: everybody's training pairs. `memory`: a directory for what it keeps.
 
@@ -73,7 +70,7 @@ class Site:
         known = replace(share, census=replace(share.census, sizes=sizes))
         group = _Site(agent, len(sizes))
         method = method_of(config, known.census, [1] * len(sizes), group)
-        experiment = assembled(config, known, method, 0, say, 1)
+        experiment = assembled(config, known, method, 0, _nothing, 1)
         return cls(experiment=experiment, agent=agent, memory=memory)
 
     def train(self, round_: int, after: int, start: Params) -> tuple[Params, dict[str, float]]:
@@ -82,19 +79,10 @@ class Site:
         `after`: the last round before in which its answer was taken (0: none). What it keeps of that round is where it goes on.
         """
         experiment, learner = self.experiment, self.experiment.learner
-        settings = learner.method.settings
         state, found = self._recall(after)
         theta = {name: tensor.clone() for name, tensor in start.items()}
-        own = np.array([self.agent])
-        rows, weights = learner.batches(round_, own, state.batches_drawn, settings.local_steps)
-        keep = learner.optimizer.state == "keep"
-        moments = state.optimizer if keep else optimizers.initial_state(learner.optimizer, theta, 1)
-        lr = optimizers.learning_rate(learner.optimizer, round_, settings.rounds)
-        theta, moments, stats = local_steps(
-            learner.problem, learner.optimizer, lr, theta, moments, rows, weights
-        )
-        state.optimizer = moments if keep else {}
-        state.batches_drawn[self.agent] += settings.local_steps
+        stats = learner.local(state, round_, np.array([self.agent]), theta)
+        state.batches_drawn[self.agent] += learner.method.settings.local_steps
         checkpoint.save(
             self.memory,
             state.tensors(),
@@ -112,16 +100,8 @@ class Site:
     def evaluate(self, round_: int, row: Params) -> Part:
         """Its part of f, of its gradient at `row` (1, ...), and its held-out pairs under it."""
         evaluator = self.experiment.evaluator
-        own = contributions(
-            evaluator.problem,
-            row,
-            evaluator.training,
-            evaluator.weights,
-            sample=evaluator.gradient_sample,
-            random=generator(evaluator.seed, "gradient", round_),
-            before=int(evaluator.census.sizes[: self.agent].sum()),
-        )
-        return Part(contributions=own, held_out=evaluator.score(row, evaluator.held))
+        held_out = evaluator.score(row, evaluator.held)
+        return Part(contributions=evaluator.contributions(row, round_), held_out=held_out)
 
     def _recall(self, after: int) -> tuple[State, bool]:
         """Its state after that round, and whether that is what it found: without it, it begins with fresh moments."""
@@ -135,19 +115,17 @@ class Site:
         return state, after == 0
 
 
-def share_of(
-    config: ExperimentConfig, site: int | None, data: str | None, say: Say = lambda _: None
-) -> Share:
+def share_of(config: ExperimentConfig, site: int | None, data: str | None) -> Share:
     """What a site holds: its own file (`data`), else that agent of the config's own preferences (a simulation).
 
-    Raises `InputError` where the file makes more than one agent.
+    Raises `InputError` where neither is given, or there is no such agent.
     """
     if data is not None:
         preferences = config.preferences.model_copy(update={"source": data, "agents": 1, "town": None})
-        return read_share(config.model_copy(update={"preferences": preferences}), 0, say)
+        return read_share(config.model_copy(update={"preferences": preferences}), 0, _nothing)
     if site is None:
         raise InputError("node config: neither data nor partition-id; allowed: data='/path/to/pairs.jsonl'")
-    whole = read_share(config, 0, say)
+    whole = read_share(config, 0, _nothing)
     if site >= len(whole.division.agents):
         raise InputError(
             f"partition-id: {site}, but the config has {len(whole.division.agents)} agents; allowed: as many nodes as agents"

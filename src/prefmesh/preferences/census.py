@@ -68,6 +68,10 @@ class Census:
             leakage=division.leakage.shares(),
         )
 
+    def prompts_of(self, rows: Int[np.ndarray, " some"]) -> Int[np.ndarray, " some"]:
+        """Numbers of the prompts of these held-out rows, in the census' order: not all have figures where a site did not answer."""
+        return self.held_out.prompt[np.isin(self.held_out.row, rows)]
+
     def told(self) -> "Told":
         """The numbers that may be known elsewhere."""
         held, number = self.held_out, {user: i for i, user in enumerate(self.users)}
