@@ -9,7 +9,7 @@ import torch
 
 from prefmesh.algorithms.gradients import Problem
 from prefmesh.config import ExperimentConfig
-from prefmesh.errors import Diverged
+from prefmesh.errors import Diverged, InputError
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.evaluation.settings import EvaluationSettings
 from prefmesh.experiment import Experiment, prepare
@@ -149,6 +149,88 @@ def test_how_many_pairs_the_gradient_is_taken_over(wanted, pairs, sample) -> Non
         seed=0,
     )
     assert made.gradient_sample == sample
+
+
+FULL = {"name": "sgd", "lr": 20.0, "batch_size": "full"}
+
+
+class TestNeighbours:
+    """`evaluation.neighbour_mixes`: each agent measures at W^k Theta of its own."""
+
+    @pytest.mark.parametrize("weights", ["uniform", "by_size"])
+    def test_by_hand(self, weights: str) -> None:
+        experiment = prepare(
+            town(evaluation={"neighbour_mixes": 2}, objective={"weights": weights}, optimizer=FULL)
+        )
+        learner = experiment.learner
+        state = learner.begin(experiment.start)
+        for round_ in (1, 2):
+            state, measures = learner.round(state, round_)
+        found = experiment.evaluator.evaluate(state.theta, 2)
+        data = learner.problem.data
+        x = (data.chosen - data.rejected).double().numpy()
+        theta = state.theta["theta"].double().numpy()
+        w2 = np.linalg.matrix_power(experiment.method.matrix(1).toarray(), 2)
+        middle = w2 @ theta
+        expected = np.square(theta - middle).sum() / 6
+        assert measures["consensus_error"] == pytest.approx(expected, rel=1e-4)
+        agents, share = experiment.division.agents, experiment.method.population.weights
+        parts, loss = np.zeros_like(theta), 0.0
+        for i, agent in enumerate(agents):
+            h = x[agent.train] @ middle[i]
+            parts[i] = -6 * share[i] * 0.1 * (1 / (1 + np.exp(0.1 * h))) @ x[agent.train] / len(agent.train)
+            loss += share[i] * np.log1p(np.exp(-0.1 * h)).mean()
+        assert found.metrics["grad_norm_sq"] == pytest.approx(np.square(w2 @ parts).sum() / 6, rel=1e-4)
+        assert found.metrics["train_loss"] == pytest.approx(loss, rel=1e-5)
+        right = [x[a.held_out] @ middle[i] > 0 for i, a in enumerate(agents)]
+        assert found.metrics["eval/rewards/accuracies"] == pytest.approx(np.concatenate(right).mean())
+
+    @pytest.mark.parametrize("gradient_pairs", ["all", 20])
+    def test_many_mixes_are_the_average(self, gradient_pairs: str | int) -> None:
+        """And the fewer, the further a ring's figures are from those at the average."""
+        exact, *others = (
+            prepare(
+                town(
+                    evaluation={"gradient_pairs": gradient_pairs} | mixes,
+                    optimizer=FULL,
+                    runtime={"dtype": "float64"},
+                )
+            )
+            for mixes in ({}, {"neighbour_mixes": 1}, {"neighbour_mixes": 3}, {"neighbour_mixes": 100})
+        )
+        learner = exact.learner
+        state = learner.begin(exact.start)
+        for round_ in (1, 2, 3):
+            state, _ = learner.round(state, round_)
+        expected = exact.evaluator.evaluate(state.theta, 3).metrics
+        far = []
+        for one in others:
+            found = one.evaluator.evaluate(state.theta, 3).metrics
+            far.append(max(abs(found[key] - expected[key]) for key in ("train_loss", "grad_norm_sq")))
+        assert far[0] > far[1] > far[2]
+        assert far[2] < 1e-12
+        found = others[2].evaluator.evaluate(state.theta, 3).metrics
+        assert found == pytest.approx(expected, abs=1e-9)
+
+    def test_whole_users_are_held_out(self) -> None:
+        """Nobody's pairs: the last agent's middle scores them."""
+        experiment = prepare(
+            town(
+                preferences={"partition": "iid", "agents": 4},
+                evaluation={"by": "user", "held_out": 0.34, "neighbour_mixes": 1},
+            )
+        )
+        state, found = evaluated(experiment)
+        data = experiment.learner.problem.data
+        last = experiment.method.matrix(1).toarray()[-1] @ state.theta["theta"].double().numpy()
+        h = (data.chosen - data.rejected).double().numpy()[experiment.division.unassigned_held_out] @ last
+        assert found.average.margin == pytest.approx(h, rel=1e-4, abs=1e-5)
+
+    def test_a_method_without_neighbours(self) -> None:
+        with pytest.raises(InputError, match=r"^evaluation.neighbour_mixes: 2, but agents of fed_dpo"):
+            prepare(
+                town(evaluation={"neighbour_mixes": 2}).replace({"method": {"name": "fed_dpo", "rounds": 3}})
+            )
 
 
 class TestTies:

@@ -140,6 +140,13 @@ def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None
     by_size = config.objective.weights == "by_size"
     weights = sizes / sizes.sum() if by_size else np.full(agents, 1 / agents)
     method = METHODS[config.method.name](config.method, Population(weights=weights, seed=config.seed))
+    if config.evaluation.neighbour_mixes is not None:
+        if method.matrix(1) is None:
+            raise InputError(
+                f"evaluation.neighbour_mixes: {config.evaluation.neighbour_mixes}, but agents of {config.method.name} have no "
+                "neighbours; allowed: none, or a method of gossip such as dec_dpo"
+            )
+        method.neighbour_mixes = config.evaluation.neighbour_mixes
     if group.size > 1:
         if method.agents != agents or agents < group.size:
             raise InputError(

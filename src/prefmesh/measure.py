@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefmesh.algorithms.gradients import Problem, contributions, norm_sq
+from prefmesh.algorithms.gradients import Problem, contributions, inner, norm_sq
 from prefmesh.algorithms.methods import Method
 from prefmesh.algorithms.state import take
 from prefmesh.evaluation.generation import Utility, Writer, kl_estimate, wins, write
@@ -79,10 +79,16 @@ class Evaluator:
 
     def evaluate(self, theta: Params, round_: int) -> Evaluation:
         """Measure the parameters of the agents hosted here, (agents, ...), together with all processes."""
-        mean = self.mean(theta)
-        norm, loss = norm_sq(self._added(self.contributions(mean, round_)))
-        here = self.score(mean, self.held)
-        shared, own = self._everybodys(here, self._own(theta, here))
+        if self._by_neighbours:
+            middle = self.method.gossip(theta, round_)
+            norm, loss = self._gossiped_gradient(middle, round_)
+            here = self._each(middle)
+        else:
+            middle = self.mean(theta)
+            norm, loss = norm_sq(self._added(self.contributions(middle, round_)))
+            here = self.score(middle, self.held)
+        own = here if self._one_row(theta) else self._each(theta, here)
+        shared, own = self._everybodys(here, own)
         found = summarized(
             self.census,
             shared,
@@ -96,7 +102,11 @@ class Evaluator:
             return found
         # A diverged policy has no distribution to sample; its loss says so.
         if self.settings.samples > 0 and bool(np.isfinite(loss)) and isinstance(self.problem.policy, Writer):
-            found.metrics.update(self._written(theta, mean, found.users, round_))
+            one = self.method.one_policy and not self._by_neighbours
+            row = middle if self.method.one_policy else theta
+            found.metrics.update(
+                self._written_by_one(row, found.users) if one else self._written_by_each(row, found.users)
+            )
         return found
 
     def contributions(self, mean: Params, round_: int) -> list[tuple[float, Params]]:
@@ -115,6 +125,38 @@ class Evaluator:
         """Everybody's."""
         mesh = self.method.mesh
         return [(float(mesh.group.total(np.array([loss]))[0]), mesh.add(gradient)) for loss, gradient in own]
+
+    @property
+    def _by_neighbours(self) -> bool:
+        return self.method.neighbour_mixes is not None
+
+    def _gossiped_gradient(self, middle: Params, round_: int) -> tuple[float, float]:
+        """||grad f||^2 and f without an average over all: every agent hosted here takes its part N w_i grad f_i at its own
+        `middle` (hosted, ...), neighbours mix those parts, and the squared norms of what each has then are averaged.
+
+        As `norm_sq` for two draws. Unlike a sum over all, mixes that end too early leave parts of users in the norm.
+        """
+        agents, group = self.method.agents, self.method.mesh.group
+        first = np.cumsum([0, *self.census.sizes])[self._first :]
+        found = [
+            contributions(
+                self.problem,
+                take(middle, np.array([i])),
+                agent.train,
+                self.weights,
+                sample=self.gradient_sample,
+                random=generator(self.seed, "gradient", round_),
+                before=int(first[i]),
+            )
+            for i, agent in enumerate(self.division.agents)
+        ]
+        mixed = []
+        for draw in zip(*found, strict=True):
+            rows = {name: agents * torch.cat([part[name] for _, part in draw]) for name in middle}
+            mixed.append(self.method.gossip(rows, round_))
+        total = sum(loss for one in found for loss, _ in one) / len(mixed)
+        norm, loss = group.total(np.array([inner(mixed[0], mixed[-1]) / agents, total]))
+        return float(norm), float(loss)
 
     def mean(self, theta: Params) -> Params:
         """The average model (1, ...) of all agents, here or elsewhere."""
@@ -150,18 +192,17 @@ class Evaluator:
             return True
         return self.method.mesh.group.size == 1 and next(iter(theta.values())).stride(0) == 0
 
-    def _own(self, theta: Params, shared: HeldOut) -> HeldOut:
-        """Each agent's own parameters on its own held-out pairs; pairs of no agent keep the average model's figures."""
-        if self._one_row(theta):
-            return shared
-        parts, place = [], 0
-        for i, agent in enumerate(self.division.agents):
-            if len(agent.held_out):
-                parts.append(self.score(take(theta, np.array([i])), agent.held_out))
-            place += len(agent.held_out)
-        rest = {name: getattr(shared, name)[place:] for name in ("rows", "margin", "accuracy", "loss")}
-        parts.append(HeldOut(**rest))
-        return HeldOut(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in rest})
+    def _each(self, theta: Params, shared: HeldOut | None = None) -> HeldOut:
+        """Each agent's row on its own held-out pairs; pairs of no agent keep the figures in `shared`, or have those under the last
+        agent's row."""
+        pairs = [agent.held_out for agent in self.division.agents]
+        parts = [self.score(take(theta, np.array([i])), own) for i, own in enumerate(pairs)]
+        nobodys, place = self.division.unassigned_held_out, sum(map(len, pairs))
+        if shared is None:
+            parts.append(self.score(take(theta, np.array([len(pairs) - 1])), nobodys))
+        else:
+            parts.append(HeldOut(**{name: values[place:] for name, values in vars(shared).items()}))
+        return HeldOut(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
 
     def _everybodys(self, *found: HeldOut) -> list[HeldOut]:
         """The same of all processes' pairs, in the census' order; rows are then those of the pool."""
@@ -175,36 +216,40 @@ class Evaluator:
             for k in range(len(found))
         ]
 
-    def _written(
-        self, theta: Params, mean: Params, users: list[dict[str, Any]], round_: int
+    def _written_by_one(self, row: Params, users: list[dict[str, Any]]) -> dict[str, float]:
+        """KL to the reference on own samples, and the true win rate, of the one policy."""
+        chosen, judged = self._prompts(np.arange(len(self.census.held_out.row))), np.zeros((len(users), 2))
+        log_ratio = self._write(row, chosen, judged, users)
+        kl, error = kl_estimate(self.method.mesh.group.gather(log_ratio[:, None])[:, 0])
+        return {"eval/kl": kl, "eval/kl_stderr": error} | self._judged(judged, users)
+
+    def _written_by_each(self, theta: Params, users: list[dict[str, Any]]) -> dict[str, float]:
+        """The same averaged over agents' rows, each on its own prompts."""
+        held, found, judged = self.census.held_out, [], np.zeros((len(users), 2))
+        for i in range(len(self.division.agents)):
+            agent = self._first + i
+            chosen = self._prompts(np.flatnonzero(held.agent == agent), share=self.method.agents)
+            if len(chosen):
+                own = [record if record["agent"] == agent else None for record in users]
+                row = take(theta, np.array([i]))
+                found.append(kl_estimate(self._write(row, chosen, judged, own, agent)))
+        every = self.method.mesh.group.gather(np.array(found).reshape(-1, 2))
+        if not len(every):  # whole users are held out: what is held out is no agent's own
+            return {}
+        # Agents wrote independently: the error of the mean of their means.
+        kl, error = float(every[:, 0].mean()), float(np.sqrt(np.nansum(every[:, 1] ** 2)) / len(every))
+        return {"eval/kl": kl, "eval/kl_stderr": error} | self._judged(judged, users)
+
+    def _judged(
+        self, judged: Float[np.ndarray, "records 2"], users: list[dict[str, Any]]
     ) -> dict[str, float]:
-        """KL to the reference on own samples, and the true win rate: of the one policy, or averaged over agents' own."""
-        group, held = self.method.mesh.group, self.census.held_out
-        judged = np.zeros((len(users), 2))  # of each record: prompts that were won, and prompts
-        if self.method.one_policy:
-            chosen = self._prompts(np.arange(len(held.row)))
-            log_ratio = self._write(mean, chosen, judged, users)
-            kl, error = kl_estimate(group.gather(log_ratio[:, None])[:, 0])
-        else:
-            found = []
-            for i in range(len(self.division.agents)):
-                chosen = self._prompts(
-                    np.flatnonzero(held.agent == self._first + i), share=self.method.agents
-                )
-                if len(chosen):
-                    own = [record if record["agent"] == self._first + i else None for record in users]
-                    row = take(theta, np.array([i]))
-                    found.append(kl_estimate(self._write(row, chosen, judged, own, self._first + i)))
-            every = group.gather(np.array(found).reshape(-1, 2))
-            if not len(every):  # whole users are held out: what is held out is no agent's own
-                return {}
-            # Agents wrote independently: the error of the mean of their means.
-            kl, error = float(every[:, 0].mean()), float(np.sqrt(np.nansum(every[:, 1] ** 2)) / len(every))
-        won, of = group.total(judged.reshape(-1)).reshape(-1, 2).T
+        """Everybody's prompts that were won, and prompts, into the users' records; the mean win rate."""
+        won, of = self.method.mesh.group.total(judged.reshape(-1)).reshape(-1, 2).T
         for record, w, n in zip(users, won, of, strict=True):
             if n:
                 record["win_rate"] = float(w / n)
-        return {"eval/kl": kl, "eval/kl_stderr": error} | _mean_win_rate(users)
+        rates = [record["win_rate"] for record in users if "win_rate" in record]
+        return {"eval/win_rate": float(np.mean(rates))} if rates else {}
 
     def _prompts(self, pool: Int[np.ndarray, " pool"], share: int = 1) -> Int[np.ndarray, " prompts"]:
         """Held-out pairs (places in the census) of up to `samples` distinct prompts, the same at every round; at least 8 for
@@ -312,8 +357,3 @@ def score(problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"]) -> Hel
         accuracy=flat(found.accuracy(rounding(problem.policy.dtype))),
         loss=flat(pair_loss(found, problem.objective)),
     )
-
-
-def _mean_win_rate(users: list[dict[str, Any]]) -> dict[str, float]:
-    rates = [record["win_rate"] for record in users if "win_rate" in record]
-    return {"eval/win_rate": float(np.mean(rates))} if rates else {}

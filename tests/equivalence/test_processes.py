@@ -44,9 +44,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "star": {"method": {**DEC, "graph": "star"}, "optimizer": {"momentum": 0.9, "state": "reset"}},
     "exponential": {"method": {**DEC, "graph": "exponential", "weights": "uniform"}, "optimizer": ADAMW},
     "complete": {"method": {**DEC, "graph": "complete"}, "optimizer": {"batch_size": "full"}},
+    "ring, by neighbours": {
+        "method": {**DEC, "graph": "ring"},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+        "evaluation": {"every": 2, "neighbour_mixes": 2, "gradient_pairs": 16},
+    },
     "alone": {"method": {"name": "local_only", "rounds": 5}, "optimizer": ADAMW},
 }
-LORA = ("FedDPO, some by size", "FedDPO, stale", "ring", "star", "exponential")
+LORA = ("FedDPO, some by size", "FedDPO, stale", "ring", "ring, by neighbours", "star", "exponential")
 """Those that are run on adapters too."""
 
 

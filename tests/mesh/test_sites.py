@@ -58,12 +58,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(files: Path, *, shared: bool, held_out: float, method: str = "gossip") -> ExperimentConfig:
+def settings(
+    files: Path, *, shared: bool, held_out: float, method: str = "gossip", **evaluation: int
+) -> ExperimentConfig:
     source = files / ("all.jsonl" if shared else "site_{rank}.jsonl")
     return ExperimentConfig.parse(
         TINY
         | {"preferences": {"source": str(source), "shared": shared}, "method": METHODS[method]}
-        | {"evaluation": TINY["evaluation"] | {"held_out": held_out}}
+        | {"evaluation": TINY["evaluation"] | {"held_out": held_out} | evaluation}
         | {"runtime": TINY["runtime"] | {"processes": 3, "timeout": 60}}
     )
 
@@ -204,7 +206,10 @@ NUMBERS = {
     "consensus_error": "a squared distance",
     "_added": "a loss",
     "_everybodys": "margin, accuracy, loss of each held-out pair",
-    "_written": "log ratios of written texts; won comparisons",
+    "_written_by_one": "log ratios of written texts",
+    "_written_by_each": "means of log ratios of written texts",
+    "_judged": "won comparisons",
+    "_gossiped_gradient": "an inner product, and a loss",
     "_ceiling": "what simulated users agree on",
 }
 """Who sends float64 numbers, and what they are: docs/processes.md, section "What leaves a site"."""
@@ -229,6 +234,19 @@ def _inspected(group: Group, files: Path, out: Path) -> None:
 
 def test_what_is_sent(files: Path, tmp_path: Path) -> None:
     together(_inspected, 3, files, tmp_path)
+
+
+def _inspected_neighbours(group: Group, files: Path, out: Path) -> None:
+    """Adapters go to neighbours alone; what is summed over all of them is the policy of the end."""
+    post = Post()
+    running.run(settings(files, shared=False, held_out=0.25, neighbour_mixes=1), out / "run", group=group)
+    models = [(how, who) for how, who, tensor in post.sent if tensor.dtype == torch.float32]
+    assert [who for how, who in models if how != "isend"] == ["mean"]
+    assert all(who in NUMBERS for _, who, tensor in post.sent if tensor.dtype == torch.float64)
+
+
+def test_neighbours_stand_in_for_all(files: Path, tmp_path: Path) -> None:
+    together(_inspected_neighbours, 3, files, tmp_path)
 
 
 def test_only_the_mesh_speaks_to_others() -> None:

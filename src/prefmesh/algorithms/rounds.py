@@ -67,15 +67,21 @@ class Learner:
         }
         measures["lr"] = self.lr(round_)
         if consensus:
-            measures["consensus_error_before_mixing"] = consensus_error(end, mesh, len(active))
+            measures["consensus_error_before_mixing"] = self._consensus_error(end, round_, len(active))
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
         state = method.mix(state, round_, own, end)
         if consensus:
             measures["consensus_error"] = (
-                0.0 if method.one_row else consensus_error(state.theta, mesh, method.agents)
+                0.0 if method.one_row else self._consensus_error(state.theta, round_, method.agents)
             )
         return state, measures
+
+    def _consensus_error(self, theta: Params, round_: int, agents: int) -> float:
+        """Of so many agents, those hosted here at `theta`; to what each takes for the average where neighbours stand in for it."""
+        by_neighbours = self.method.neighbour_mixes is not None
+        middle = self.method.gossip(theta, round_) if by_neighbours else None
+        return consensus_error(theta, self.method.mesh, agents, middle)
 
     def lr(self, round_: int) -> float:
         """The step size in that round."""
@@ -118,24 +124,29 @@ class Learner:
         return side_by_side(rows), side_by_side(weights)
 
 
-def consensus_error(theta: Params, mesh: Mesh | None = None, of: int | None = None) -> float:
+def consensus_error(
+    theta: Params, mesh: Mesh | None = None, of: int | None = None, middle: Params | None = None
+) -> float:
     """e = (1/N) sum_i ||theta_i - mean||^2, over all tensors; 0 where all agents share one row.
 
-    `mesh`, `of`: where the rows of `of` agents live, those of this process being `theta`; none: all are here.
+    `mesh`, `of`: where the rows of `of` agents live, those of this process being `theta`; none: all are here. `middle`: what each
+    of these takes for the mean, (agents, ...).
     """
     elsewhere = mesh if mesh is not None and mesh.group.size > 1 else None
-    mean = elsewhere.mean(theta, of or 0) if elsewhere else {}
+    if elsewhere and middle is None:
+        middle = elsewhere.mean(theta, of or 0)
     total = 0.0
     for name, tensor in theta.items():
         agents = tensor.shape[0]
         if not elsewhere and (agents == 1 or tensor.stride(0) == 0):
             continue
-        middle = mean[name].reshape(-1) if elsewhere else None
+        flat = tensor.reshape(agents, math.prod(tensor.shape[1:]))
+        centre = None if middle is None else middle[name].reshape(-1, flat.shape[1])
         # Some columns at a time: what is taken on the way stays small.
         width = max(1, CONSENSUS_BLOCK // max(1, agents))
-        for i, part in enumerate(tensor.reshape(agents, math.prod(tensor.shape[1:])).split(width, dim=1)):
-            centre = part.mean(0) if middle is None else middle[i * width : (i + 1) * width]
-            total += float((part - centre).square().sum(dtype=torch.float64))
+        for i, part in enumerate(flat.split(width, dim=1)):
+            at = part.mean(0) if centre is None else centre[:, i * width : (i + 1) * width]
+            total += float((part - at).square().sum(dtype=torch.float64))
     if elsewhere:
         total = float(elsewhere.group.total(np.array([total]))[0])
     return total / (of or next(iter(theta.values())).shape[0])

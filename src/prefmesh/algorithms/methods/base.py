@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
+from scipy.sparse import csr_array
 
 from prefmesh.algorithms.state import State, rows
 from prefmesh.errors import InputError
@@ -64,6 +65,8 @@ class Method(ABC):
 
     mesh: Mesh
     """Where agents live: all of them here, unless it is replaced before the first round."""
+    neighbour_mixes: int | None = None
+    """How often neighbours mix to stand in for an average over all; none: that average itself."""
 
     def __init__(self, settings: Any, population: Population):
         self.settings = settings
@@ -84,6 +87,18 @@ class Method(ABC):
     def update_scale(self) -> Float[np.ndarray, " agents"]:
         """N w_i: an agent's update times this, averaged plainly over agents, is the w-weighted average of updates."""
         return self.population.weights * self.population.shards
+
+    def matrix(self, round_: int) -> csr_array | None:
+        """W of round `round_` (from 1); none: agents have no neighbours."""
+        return None
+
+    def gossip(self, rows: Params, round_: int) -> Params:
+        """W^k of the rows (hosted, ...) of agents hosted here, with k `neighbour_mixes`: the larger k, the nearer to their average."""
+        w = self.matrix(max(1, round_))
+        assert w is not None
+        for _ in range(self.neighbour_mixes or 0):
+            rows = self.mesh.mix(w, dict(rows))
+        return rows
 
     @abstractmethod
     def begin(self, row: Params) -> State:
