@@ -1,11 +1,11 @@
-"""A ring's exchange and a server's all-reduce over slow links, against the least time that the bytes need.
+"""A ring's exchange and a server's all-reduce over slow links, against closed forms.
 
-Four network namespaces on one host, joined by a bridge, each with a link of `--mbit` in both directions (tc tbf), a process and an
-agent in each. Rows of 1, 10 and 100 MB. `ring`: every agent sends its row to two neighbours and gets two, so 2 B / bandwidth (eq.
-7.4 of docs/theory with latency 0). `server`: an all-reduce in a ring of P processes sends 2 (P - 1) / P of B. `bytes`: what passed
-the first link in one step (the kernel's counter), against what the run reports. Needs root and tc's tbf.
+Four hosts (network namespaces, see slow_links.py) with links of `--mbit` each way and `--ms` from one to another, a process and an
+agent in each. Rows of 1, 10 and 100 MB. `ring`: every agent sends its row to two neighbours and gets two: eq. 7.4 of docs/theory,
+latency + 2 B / bandwidth, as `prefmesh.theory.clock.Links` says. `server`: an all-reduce in a ring of P processes is 2 (P - 1) steps
+of latency + B / P / bandwidth. `bytes`: what passed the first link in one step (the kernel's counter), against what the run reports.
 
-    python benchmarks/links.py --out benchmarks/results/links.json
+    python benchmarks/links.py --ms 50 --out benchmarks/results/links_50ms.json
 """
 
 import argparse
@@ -19,38 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
+from slow_links import address, hosts, space
+
+from prefmesh.theory.clock import Links
 
 PROCESSES, MEGABYTES, REPEATS = 4, (1, 10, 100), 3
-BRIDGE = "pmbridge"
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+def ring(row: float, bandwidth: float, delay: float) -> tuple[float, float]:
+    """Seconds by eq. 7.4, and bytes that an agent sends."""
+    receivers = np.arange(PROCESSES)
+    senders = np.concatenate([receivers - 1, receivers + 1]) % PROCESSES
+    links = Links(bandwidth=bandwidth, latency=delay)
+    return float(links.between(PROCESSES, senders, np.tile(receivers, 2), row).max()), 2 * row
 
 
-def build(mbit: float) -> None:
-    """Namespaces, links, limits."""
-    ip("link", "add", BRIDGE, "type", "bridge")
-    ip("link", "set", BRIDGE, "up")
-    limit = ["tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "200ms"]
-    for k in range(PROCESSES):
-        space, inside, outside = f"pmsite{k}", "wire0", f"pmlink{k}"
-        ip("netns", "add", space)
-        ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", space)
-        ip("link", "set", outside, "master", BRIDGE, "up")
-        ip("-n", space, "addr", "add", f"10.77.0.{k + 1}/24", "dev", inside)
-        ip("-n", space, "link", "set", inside, "up")
-        ip("-n", space, "link", "set", "lo", "up")
-        subprocess.run(
-            ["ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", inside, "root", *limit], check=True
-        )
-        subprocess.run(["tc", "qdisc", "add", "dev", outside, "root", *limit], check=True)
+def server(row: float, bandwidth: float, delay: float) -> tuple[float, float]:
+    """The same of an all-reduce in a ring: P - 1 steps that add up parts, P - 1 that hand sums round."""
+    steps, part = 2 * (PROCESSES - 1), row / PROCESSES
+    return steps * (delay + part / bandwidth), steps * part
 
 
-def remove() -> None:
-    for k in range(PROCESSES):
-        subprocess.run(["ip", "netns", "del", f"pmsite{k}"], check=False, stderr=subprocess.DEVNULL)
-    subprocess.run(["ip", "link", "del", BRIDGE], check=False, stderr=subprocess.DEVNULL)
+PREDICT = {"ring": ring, "server": server}
 
 
 def passed() -> int:
@@ -60,7 +51,6 @@ def passed() -> int:
 
 def work() -> None:
     """In each namespace."""
-    import numpy as np
     import torch
 
     from prefmesh.mesh import Mesh
@@ -99,25 +89,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mbit", type=float, default=100)
+    parser.add_argument("--ms", type=float, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
         work()
         return
-    remove()
-    build(given.mbit)
-    try:
+    with hosts(PROCESSES, mbit=given.mbit, delay=given.ms / 1000) as switch:
         started = []
         for rank in range(PROCESSES):
             place = {
                 "RANK": str(rank),
                 "WORLD_SIZE": str(PROCESSES),
-                "MASTER_ADDR": "10.77.0.1",
+                "MASTER_ADDR": address(0),
                 "MASTER_PORT": "29400",
             }
             environment = os.environ | place | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "wire0"}
-            command = ["ip", "netns", "exec", f"pmsite{rank}", sys.executable, __file__, "--work"]
+            command = ["ip", "netns", "exec", space(rank), sys.executable, __file__, "--work"]
             started.append(
                 subprocess.Popen(
                     command, env=environment, stdout=subprocess.PIPE if rank == 0 else None, text=True
@@ -125,26 +114,26 @@ def main() -> None:
             )
         out, _ = started[0].communicate()
         assert [process.wait() for process in started] == [0] * PROCESSES
-    finally:
-        remove()
     measured: list[dict[str, Any]] = json.loads(out)
     result: dict[str, Any] = {
         "machine": machine.describe(),
         "mbit": given.mbit,
+        "ms": given.ms,
+        "dropped_packets": switch.dropped,
         "processes": PROCESSES,
         "steps": [],
     }
     for megabytes in MEGABYTES:
-        for way, share in (("ring", 2.0), ("server", 2 * (PROCESSES - 1) / PROCESSES)):
+        for way, predict in PREDICT.items():
+            predicted, sent = predict(megabytes * 1e6, given.mbit * 1e6 / 8, given.ms / 1000)
             some = [one for one in measured if (one["way"], one["mb"]) == (way, megabytes)]
             seconds = statistics.median(one["seconds"] for one in some)
-            least = share * megabytes * 8 / given.mbit
             link = statistics.median(one["link_bytes"] for one in some)
             reported = statistics.median(one["reported_bytes"] for one in some)
             result["steps"].append(
-                {"way": way, "mb": megabytes, "seconds": round(seconds, 3), "least": round(least, 3),
-                 "times_least": round(seconds / least, 3), "link_over_reported": round(link / reported, 4),
-                 "reported_over_least": round(reported / (share * megabytes * 1e6), 4)}
+                {"way": way, "mb": megabytes, "seconds": round(seconds, 3), "predicted": round(predicted, 3),
+                 "times_predicted": round(seconds / predicted, 3), "link_over_reported": round(link / reported, 4),
+                 "reported_over_least": round(reported / sent, 4)}
             )  # fmt: skip
     print(json.dumps(result, indent=2))
     if given.out:

@@ -58,13 +58,18 @@ def free_ports(count: int) -> int:
 class Local:
     """The script on its way, in `place`."""
 
-    def __init__(self, place: Path, more: str = ""):
-        self.place, self.port = place, free_ports(6)
+    def __init__(self, place: Path, more: str = "", rounds: int | None = None):
+        self.place, self.port, self.app = place, free_ports(6), APP
+        if rounds:
+            self.app = place.with_suffix(".app")
+            shutil.copytree(APP, self.app)
+            town = self.app / "town.yaml"
+            town.write_text(town.read_text().replace("rounds: 3", f"rounds: {rounds}"))
         self.log = place.with_suffix(".log")
         self.nodes: list[subprocess.Popen[bytes]] = []
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", APP / "run_local.sh", place, more],
+                ["bash", self.app / "run_local.sh", place, more],
                 env=environment(place / "home") | {"PORT": str(self.port)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -98,6 +103,11 @@ class Local:
         self.nodes.append(node)
         return node
 
+    def rounds(self) -> int:
+        """How many have been logged."""
+        metrics = self.place / "run" / "metrics.jsonl"
+        return max(0, metrics.read_text().count("\n") - 1) if metrics.exists() else 0
+
     def wait(self) -> int:
         return self.process.wait(PATIENCE)
 
@@ -107,8 +117,8 @@ def started(tmp_path: Path) -> Iterator[Callable[[str], Local]]:
     """Starts the script; stops what is left of it."""
     made: list[Local] = []
 
-    def start(more: str = "") -> Local:
-        made.append(Local(tmp_path / "local", more))
+    def start(more: str = "", rounds: int | None = None) -> Local:
+        made.append(Local(tmp_path / "local", more, rounds))
         return made[-1]
 
     yield start
@@ -174,3 +184,55 @@ def test_killed_and_unwanted_nodes(started: Callable[..., Local], tmp_path: Path
         assert says in (tmp_path / log).read_text() + str(node.wait())
     assert local.said().count("is here") == 3
     assert "is refused" not in local.said()
+
+
+def test_a_site_comes_back(started: Callable[..., Local], tmp_path: Path) -> None:
+    """Its SuperNode is killed, started anew a minute later, and takes part again."""
+    local = started("round-timeout=20.0", rounds=6)
+    local.until(lambda: local.rounds() >= 1)
+    victim = int((tmp_path / "local" / "pids").read_text().split()[2])
+    os.killpg(victim, signal.SIGKILL)
+    time.sleep(60)  # Flower takes a key back only when it has missed the node's heartbeats
+    place = tmp_path / "local"
+    local.node(
+        tmp_path / "back.log",
+        *("--root-certificates", place / "server" / "ca.crt"),
+        *("--auth-supernode-private-key", place / "keys" / "site_1"),
+        *("--node-config", f'site="site_1" partition-id=1 memory="{place}/site_1/memory"'),
+        port=local.port + 4,
+    )
+    assert local.wait() == 0, local.said()[-3000:]
+    assert "site site_1 is back" in local.said()
+    records = without_seconds((place / "run" / "metrics.jsonl").read_text())
+    sites = [int(record["sites"]) for record in records[1:]]
+    assert len(sites) == 6
+    assert sites[0] == sites[-1] == 3
+    assert min(sites) == 2
+
+
+def test_a_server_goes_on(started: Callable[..., Local], tmp_path: Path) -> None:
+    """Its process is killed; a new run on the same SuperLink, told to resume, leaves what an undisturbed one leaves."""
+    local = started(rounds=5)
+    place = tmp_path / "local"
+    local.until(lambda: local.rounds() >= 2)
+    os.kill(local.process.pid, signal.SIGSTOP)  # else the script ends with its run, and stops the nodes
+    killed = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"serverapp" in path.read_bytes() and str(place).encode() in (path.parent / "environ").read_bytes()
+    ]
+    assert killed
+    for pid in killed:
+        os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(
+        [BIN / "flwr", "run", local.app, "here", "--stream", "--run-config", f'resume="{place}/run"'],
+        env=environment(place / "home"), check=True, timeout=PATIENCE, capture_output=True,
+    )  # fmt: skip
+    os.kill(local.process.pid, signal.SIGCONT)
+    assert local.wait() == 0, local.said()[-3000:]
+    running.run(load_config(local.app / "town.yaml", ["runtime.agents_per_pass=1"]), one := tmp_path / "one")
+    mine, theirs = (load_file(d / "policy" / "adapter_model.safetensors") for d in (one, place / "run"))
+    for key, tensor in mine.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-6)
+    records = without_seconds((place / "run" / "metrics.jsonl").read_text())
+    assert [record["round"] for record in records] == list(range(6))

@@ -167,6 +167,8 @@ class FlowerSites:
     node: dict[str, int] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
     """Nodes that are not this run's."""
+    gone: set[int] = field(default_factory=set)
+    """Nodes that were not connected when they were asked last."""
     told: dict[str, list[Any]] = field(default_factory=dict)
     like: Params = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
@@ -263,7 +265,9 @@ class FlowerSites:
         answers = []
         for id_, reply in self._pull(set(ids), self.settings.round_timeout, also=set(self.open)).items():
             agent, asked = self.open.pop(id_)
-            found = self._read(agent, what, reply, partial(messages.read_answer, like=self.like, asked=asked))
+            found = self._read(
+                agent, f"round {asked}", reply, partial(messages.read_answer, like=self.like, asked=asked)
+            )
             if found is not None:
                 row, measures = found
                 answers.append(Answer(agent=agent, round=asked, row=row, measures=measures))
@@ -298,8 +302,13 @@ class FlowerSites:
         self._rejoined()
         there = set(self.grid.get_node_ids())
         agents = {self.node[self.names[agent]]: agent for agent in content}
-        for node in set(agents) - there:
-            say(f"{what}: site {self.names[agents[node]]} is not connected")
+        for node, agent in agents.items():
+            if node not in there:
+                say(f"{what}: site {self.names[agent]} is not connected")
+                self.gone.add(node)
+            elif node in self.gone:
+                say(f"site {self.names[agent]} is back")
+                self.gone.remove(node)
         asked = {node: content[agent] for node, agent in agents.items() if node in there}
         return {id_: agents[node] for id_, node in self._push(kind, asked, round_).items()}
 
