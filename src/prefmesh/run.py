@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from prefmesh import checkpoint
 from prefmesh.algorithms.local_rule import STATS
 from prefmesh.algorithms.methods import Method
-from prefmesh.algorithms.methods.dec_dpo import DecDPO
+from prefmesh.algorithms.methods.gossip import Gossip
 from prefmesh.algorithms.state import State, take
 from prefmesh.checkpoint import Checkpoint
 from prefmesh.config import ExperimentConfig, load_config
@@ -255,7 +255,7 @@ class Rounds:
         experiment = self.experiment
         method = experiment.method
         state, first = self._restore()
-        if isinstance(method, DecDPO) and self.writes:
+        if isinstance(method, Gossip) and self.writes:
             write_json(self.out / "topology.json", description(method.mixing))
         evaluation: Evaluation | None = None
         started, before = time.perf_counter(), self.seconds

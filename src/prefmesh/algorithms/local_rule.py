@@ -1,5 +1,9 @@
 """The local rule: E optimiser steps of every agent on its own pairs. State in, state out."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -7,8 +11,12 @@ from torch import Tensor
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.gradients import Problem, loss_and_gradient
+from prefmesh.algorithms.state import put, take
 from prefmesh.objectives import PairLogProbs, rounding
 from prefmesh.policies.base import Params
+
+Correction = Callable[[Params, Params], Params]
+"""From parameters (some, ...) and their gradients to what the optimiser is given."""
 
 Stats = dict[str, Float[Tensor, " agents"]]
 """TRL's names; each agent's mean over its steps, before each step's update."""
@@ -24,6 +32,17 @@ STATS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What local steps left: parameters and moments, which were changed in place; measures; and, where they were asked for, each
+    agent's mean gradient over its steps, before it was corrected and clipped."""
+
+    theta: Params
+    optimizer: dict[str, Tensor]
+    stats: Stats
+    gradients: Params
+
+
 def local_steps(
     problem: Problem,
     settings: optimizers.OptimizerSettings,
@@ -32,17 +51,45 @@ def local_steps(
     optimizer: dict[str, Tensor],
     rows: Int[ndarray, "agents steps batch"],
     weights: Float[ndarray, "agents steps batch"],
-) -> tuple[Params, dict[str, Tensor], Stats]:
-    """theta_i <- theta_i - lr direction_i, once per batch of `rows`; each batch's weights sum to 1."""
-    collected = []
-    for step in range(rows.shape[1]):
-        w = torch.as_tensor(weights[:, step], dtype=problem.reference.dtype, device=problem.reference.device)
-        losses, gradient, log_probs = loss_and_gradient(problem, theta, rows[:, step], w)
-        theta, optimizer = optimizers.apply(settings, lr, theta, gradient, optimizer)
+    *,
+    steps: Int[ndarray, " agents"] | None = None,
+    correction: Correction | None = None,
+    keep_gradients: bool = False,
+) -> Steps:
+    """theta_i <- theta_i - lr direction_i, once per batch of `rows`; each batch's weights sum to 1.
+
+    `steps`: how many of its batches each agent takes; none: all. `correction`: applied to every gradient.
+    """
+    counts = np.full(len(rows), rows.shape[1]) if steps is None else steps
+    sums, seen = {}, {name: torch.zeros_like(tensor) for name, tensor in theta.items() if keep_gradients}
+    for step in range(int(counts.max())):
+        everybody = bool((counts > step).all())
+        moving = np.arange(len(counts)) if everybody else np.flatnonzero(counts > step)
+        own = theta if everybody else take(theta, moving)
+        moments = optimizer if everybody else take(optimizer, moving)
+        w = torch.as_tensor(
+            weights[moving, step], dtype=problem.reference.dtype, device=problem.reference.device
+        )
+        losses, gradient, log_probs = loss_and_gradient(problem, own, rows[moving, step], w)
+        for name, total in seen.items():
+            total.index_add_(0, torch.from_numpy(moving).to(total.device), gradient[name])
+        if correction is not None:
+            assert everybody, "corrections are of all agents of a pass"
+            gradient = correction(own, gradient)
+        own, moments = optimizers.apply(settings, lr, own, gradient, moments)
+        if not everybody:
+            put(theta, moving, own)
+            put(optimizer, moving, moments)
         eps = rounding(problem.policy.dtype)
-        collected.append(_step_stats(losses, log_probs, w, problem.objective.beta, eps))
-    stats = {key: torch.stack([step[key] for step in collected]).mean(0) for key in collected[0]}
-    return theta, optimizer, stats
+        for key, values in _step_stats(losses, log_probs, w, problem.objective.beta, eps).items():
+            total = sums.setdefault(key, values.new_zeros(len(counts)))
+            total.index_add_(0, torch.from_numpy(moving).to(total.device), values)
+    taken = torch.from_numpy(counts)
+    stats = {key: total / taken.to(total) for key, total in sums.items()}
+    gradients = {
+        name: total / taken.to(total).view(-1, *[1] * (total.dim() - 1)) for name, total in seen.items()
+    }
+    return Steps(theta=theta, optimizer=optimizer, stats=stats, gradients=gradients)
 
 
 def _step_stats(

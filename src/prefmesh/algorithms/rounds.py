@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.gradients import Problem
-from prefmesh.algorithms.local_rule import STATS, local_steps
+from prefmesh.algorithms.local_rule import STATS, Steps, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
-from prefmesh.algorithms.state import State, is_finite, put, rows
+from prefmesh.algorithms.state import State, is_finite, joined, put, rows
 from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
 
@@ -46,11 +45,11 @@ class Learner:
         Where agents live in several processes, measures are means over participants hosted here (0 where there are none),
         but for the consensus errors, which are of all: they take a message from every process, and are left out without `consensus`.
         """
-        method, settings, mesh = self.method, self.method.settings, self.method.mesh
+        method, mesh = self.method, self.method.mesh
         active = method.participants(round_)
         own = mesh.here(active)
         end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in state.theta.items()}
-        stats = []
+        stats, gradients = [], []
         # As few passes as there must be, of like size: a last one of few agents would not pay.
         passes = -(-len(own) // self.agents_per_pass)
         for here in np.array_split(np.arange(len(own)), passes) if passes else ():
@@ -59,8 +58,13 @@ class Learner:
             # Steps are taken in place, in the rows that the participants will have reached.
             theta = {name: tensor[here[0] : here[-1] + 1].copy_(start[name]) for name, tensor in end.items()}
             del start
-            stats.append(self.local(state, round_, agents, theta))
-        state.batches_drawn[method.shards[active].reshape(-1)] += settings.local_steps
+            found = self.local(state, round_, agents, theta)
+            stats.append(found.stats)
+            gradients.append(found.gradients)
+        each = method.shards.shape[1]
+        state.batches_drawn[method.shards[active].reshape(-1)] += np.repeat(method.steps[active], each)
+        if method.uses_gradients:
+            state.gradients = joined(gradients, end)
         measures = {
             key: float(torch.cat([part[key] for part in stats]).double().mean()) if stats else 0.0
             for key in STATS
@@ -71,6 +75,7 @@ class Learner:
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
         state = method.mix(state, round_, own, end)
+        state.gradients = {}
         if consensus:
             measures["consensus_error"] = (
                 0.0 if method.one_row else self._consensus_error(state.theta, round_, method.agents)
@@ -87,21 +92,30 @@ class Learner:
         """The step size in that round."""
         return optimizers.learning_rate(self.optimizer, round_, self.method.settings.rounds)
 
-    def local(self, state: State, round_: int, agents: np.ndarray, theta: Params) -> dict[str, Tensor]:
-        """E local steps of agents that are hosted here, in place in `theta` (some, ...) and in their moments; each one's `STATS`."""
-        steps, mine = self.method.settings.local_steps, self.method.mesh.rows(agents)
+    def local(self, state: State, round_: int, agents: np.ndarray, theta: Params) -> Steps:
+        """Local steps of agents that are hosted here, in place in `theta` (some, ...) and in their moments."""
+        method, mine = self.method, self.method.mesh.rows(agents)
         keep = self.optimizer.state == "keep"
         if keep:
             moments = rows(state.optimizer, mine)
         else:
             moments = optimizers.initial_state(self.optimizer, theta, len(agents))
-        batches, weights = self.batches(round_, agents, state.batches_drawn, steps)
-        _, moments, stats = local_steps(
-            self.problem, self.optimizer, self.lr(round_), theta, moments, batches, weights
+        batches, weights = self.batches(round_, agents, state.batches_drawn, method.settings.local_steps)
+        found = local_steps(
+            self.problem,
+            self.optimizer,
+            self.lr(round_),
+            theta,
+            moments,
+            batches,
+            weights,
+            steps=method.steps[agents],
+            correction=method.correction(state, round_, agents, theta),
+            keep_gradients=method.uses_gradients,
         )
         if keep:
             put(state.optimizer, mine, moments)
-        return stats
+        return found
 
     def batches(
         self, round_: int, agents: np.ndarray, drawn: np.ndarray, steps: int

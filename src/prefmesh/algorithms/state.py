@@ -14,12 +14,14 @@ from prefmesh.policies.base import Params
 class State:
     """`theta`: parameters of each agent hosted here (agents, ...). `optimizer`: its moments and step counts, likewise stacked.
     `memory`: what the mixing rule remembers (such as past server models). `batches_drawn`: per shard, hosted here or not.
+    `gradients`: while a round lasts, for methods that use them, the participants' mean gradients; in no checkpoint.
     """
 
     theta: Params
     optimizer: dict[str, Tensor]
     batches_drawn: Int[np.ndarray, " shards"]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    gradients: Params = field(default_factory=dict)
 
     @classmethod
     def of(cls, theta: Params, *, shards: int) -> "State":
@@ -81,6 +83,14 @@ def rows(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"]) -> dict[
         else:
             found[name] = tensor.index_select(0, torch.from_numpy(agents).to(tensor.device))
     return found
+
+
+def joined(parts: list[Params], like: Params) -> Params:
+    """Rows of several passes, one after the other; of none, no rows that look like those of `like`."""
+    return {
+        name: torch.cat([part[name] for part in parts]) if parts else tensor[:0]
+        for name, tensor in like.items()
+    }
 
 
 def put(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"], rows: dict[str, Tensor]) -> None:

@@ -87,9 +87,9 @@ def _train(message: Any, context: Any) -> Any:
     rows, weights = batches(learner, round_, np.array([context.node_config["partition-id"]]))
     lr = learning_rate(learner.optimizer, round_, learner.method.settings.rounds)
     moments = initial_state(learner.optimizer, theta, 1)
-    theta, _, stats = local_steps(learner.problem, learner.optimizer, lr, theta, moments, rows, weights)
+    found = local_steps(learner.problem, learner.optimizer, lr, theta, moments, rows, weights)
     seconds = time.perf_counter() - began
-    metrics = {"num-examples": 1, "loss": float(stats["loss"][0]), "seconds": seconds}
+    metrics = {"num-examples": 1, "loss": float(found.stats["loss"][0]), "seconds": seconds}
     content = RecordDict({"arrays": ArrayRecord(theta), "metrics": MetricRecord(metrics)})
     return Message(content, reply_to=message)
 

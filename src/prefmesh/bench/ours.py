@@ -41,10 +41,8 @@ class FirstAgent(RoundByRound):
         learner = self.learner
         rows, weights = batches(learner, round_, np.arange(1))
         lr = learning_rate(learner.optimizer, round_, learner.method.settings.rounds)
-        self.theta, self.moments, stats = local_steps(
-            learner.problem, learner.optimizer, lr, self.theta, self.moments, rows, weights
-        )
-        return float(stats["loss"][0])
+        found = local_steps(learner.problem, learner.optimizer, lr, self.theta, self.moments, rows, weights)
+        return float(found.stats["loss"][0])
 
 
 def batches(learner: Learner, round_: int, agents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

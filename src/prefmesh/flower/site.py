@@ -81,8 +81,8 @@ class Site:
         experiment, learner = self.experiment, self.experiment.learner
         state, found = self._recall(after)
         theta = {name: tensor.clone() for name, tensor in start.items()}
-        stats = learner.local(state, round_, np.array([self.agent]), theta)
-        state.batches_drawn[self.agent] += learner.method.settings.local_steps
+        stats = learner.local(state, round_, np.array([self.agent]), theta).stats
+        state.batches_drawn[self.agent] += learner.method.steps[self.agent]
         checkpoint.save(
             self.memory,
             state.tensors(),

@@ -20,6 +20,7 @@ from prefmesh.algorithms.optimizers import OptimizerSettings
 from prefmesh.algorithms.rounds import Learner
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.state import State
+from prefmesh.errors import unknown_name
 from prefmesh.objectives import ObjectiveSettings
 from prefmesh.policies.base import Params
 from prefmesh.policies.log_linear import FeaturePairs, LogLinearPolicy
@@ -40,6 +41,31 @@ class Trajectory:
     grad_norm_sq: Float[np.ndarray, " points"]
     consensus_error: Float[np.ndarray, " points"]
     final: np.ndarray
+
+
+def method(
+    problem: LogLinearProblem,
+    name: str,
+    *,
+    lr: float,
+    rounds: int,
+    local_steps: int = 1,
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    seed: int = 0,
+    theta0: np.ndarray | None = None,
+    **settings: Any,
+) -> Trajectory:
+    """Any registered method with SGD; `settings` are the keys of a config's `method`. `batch_size` None: full shards; else drawn with
+    replacement.
+
+    Raises `InputError` for an unknown method, `ValueError` for settings that it does not take.
+    """
+    if name not in METHODS:
+        raise unknown_name("name", name, METHODS)
+    return _trajectory(
+        Member(problem, name, settings, seed=seed), lr, rounds, local_steps, batch_size, theta0, momentum
+    )
 
 
 def fed_dpo(
@@ -109,6 +135,7 @@ class Ensemble:
         rounds: int,
         local_steps: int = 1,
         batch_size: int | None = None,
+        momentum: float = 0.0,
         seed: int = 0,
     ):
         if not 0 < lr < 1e38:
@@ -126,6 +153,7 @@ class Ensemble:
         optimizer = OptimizerSettings(
             name="sgd",
             lr=lr,
+            momentum=momentum,
             batch_size=batch_size or "full",
             sampling="with_replacement" if batch_size else "shuffle",
         )
@@ -186,9 +214,16 @@ def _trajectory(
     local_steps: int,
     batch_size: int | None,
     theta0: np.ndarray | None,
+    momentum: float = 0.0,
 ) -> Trajectory:
     ensemble = Ensemble(
-        [member], lr, rounds=rounds, local_steps=local_steps, batch_size=batch_size, seed=member.seed
+        [member],
+        lr,
+        rounds=rounds,
+        local_steps=local_steps,
+        batch_size=batch_size,
+        momentum=momentum,
+        seed=member.seed,
     )
     average = np.empty((rounds + 1, member.problem.dim))
     error = np.empty(rounds + 1)

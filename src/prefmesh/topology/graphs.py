@@ -108,16 +108,19 @@ def random_regular(agents: int, *, degree: Positive | None = None, rng: np.rando
 
 
 @graph("erdos_renyi")
-def erdos_renyi(agents: int, *, p: Probability | None = None, rng: np.random.Generator) -> nx.Graph:
+def erdos_renyi(
+    agents: int, *, p: Probability | None = None, directed: bool = False, rng: np.random.Generator
+) -> nx.Graph:
     """Each pair linked with probability `p`, given that all is connected; by default 2 ln N / N.
 
-    Connected graphs are to be expected from p = ln N / N on (Erdos and Renyi 1960).
+    Connected graphs are to be expected from p = ln N / N on (Erdos and Renyi 1960). `directed`: each of a pair's two directions has
+    that probability, and there is a way from each agent to each.
     """
     threshold = log(agents) / agents
     if p is None:
         p = min(1.0, 2 * threshold)
     return _first_connected(
-        (nx.fast_gnp_random_graph(agents, p, seed=rng) for _ in range(TRIES)),
+        (nx.fast_gnp_random_graph(agents, p, seed=rng, directed=directed) for _ in range(TRIES)),
         f"p = {p:.4g} for {agents} agents",
         f"p well above ln N / N = {threshold:.4g}",
     )
@@ -200,6 +203,6 @@ def _lattice(family: str, agents: int, rows: int | None, periodic: bool) -> nx.G
 
 def _first_connected(draws: Iterator[nx.Graph], what: str, allowed: str) -> nx.Graph:
     for drawn in draws:
-        if nx.is_connected(drawn):
+        if nx.is_strongly_connected(drawn) if isinstance(drawn, nx.DiGraph) else nx.is_connected(drawn):
             return drawn
     raise InputError(f"{what} gave no connected graph in {TRIES} draws; allowed: {allowed}")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from prefmesh.algorithms.local_rule import Correction
 from prefmesh.algorithms.state import State, rows
 from prefmesh.errors import InputError
 from prefmesh.mesh import Mesh
@@ -63,6 +64,11 @@ class Method(ABC):
     one_row: ClassVar[bool] = False
     """Whether all agents hold the same row of Theta between rounds, as under a server."""
 
+    uses_gradients: ClassVar[bool] = False
+    """Whether `mix` reads `State.gradients`, the means of what participants saw in their local steps."""
+    agents_remember: ClassVar[bool] = False
+    """Whether an agent's round depends on more than its own pairs and moments and the model that it starts from."""
+
     mesh: Mesh
     """Where agents live: all of them here, unless it is replaced before the first round."""
     neighbour_mixes: int | None = None
@@ -88,15 +94,28 @@ class Method(ABC):
         """N w_i: an agent's update times this, averaged plainly over agents, is the w-weighted average of updates."""
         return self.population.weights * self.population.shards
 
+    @property
+    def steps(self) -> Int[np.ndarray, " agents"]:
+        """How many local steps each agent takes in a round: E, unless said otherwise; at most E."""
+        return np.full(self.agents, self.settings.local_steps)
+
+    def correction(
+        self, state: State, round_: int, agents: Int[np.ndarray, " some"], start: Params
+    ) -> Correction | None:
+        """What these agents, hosted here, follow in their local steps instead of their gradients; none: these. `start`: where they
+        begin, which local steps overwrite."""
+        return None
+
     def matrix(self, round_: int) -> csr_array | None:
         """W of round `round_` (from 1); none: agents have no neighbours."""
         return None
 
     def gossip(self, rows: Params, round_: int) -> Params:
-        """W^k of the rows (hosted, ...) of agents hosted here, with k `neighbour_mixes`: the larger k, the nearer to their average."""
-        w = self.matrix(max(1, round_))
-        assert w is not None
-        for _ in range(self.neighbour_mixes or 0):
+        """The rows (hosted, ...) of agents hosted here after k mixes, with k `neighbour_mixes`: of this round's neighbours and of those to
+        come. The larger k, the nearer to their average."""
+        for k in range(self.neighbour_mixes or 0):
+            w = self.matrix(max(1, round_) + k)
+            assert w is not None
             rows = self.mesh.mix(w, dict(rows))
         return rows
 
