@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import model_serializer
 
 from prefmesh.compression.layout import Layout, Params
 from prefmesh.compression.seeds import Seeds
@@ -94,7 +94,7 @@ class Compressor(Settings):
         return 1 - omega if omega is not None and omega < 1 else None
 
     @model_serializer(mode="wrap")
-    def _as_written(self, fields: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+    def _as_written(self, fields: Callable[[Any], dict[str, Any]]) -> str | dict[str, Any]:
         """The name alone where there are no settings."""
         options = fields(self)
         return {"name": self.name, **options} if options else self.name

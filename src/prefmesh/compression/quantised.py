@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from prefmesh.compression.base import Compressor, Digits, Form, Sent, compressor
-from prefmesh.compression.layout import Layout, Params, Spec, rowwise, working
+from prefmesh.compression.layout import Layout, Params, Spec, layout_of, rowwise, width, working
 from prefmesh.compression.seeds import Seeds, uniform
 
 
@@ -46,7 +46,7 @@ class Quantised(Compressor):
     def reduce(self, values: Params, seeds: Seeds) -> tuple[Params, Params]:
         """A tensor that is not finite has a scale that is not: all of it is read as NaN."""
         scales, codes, place = {}, {}, 0
-        drawn = torch.from_numpy(uniform(seeds, sum(tensor[:1].numel() for tensor in values.values())))
+        drawn = torch.from_numpy(uniform(seeds, width(layout_of(values))))
         for name, tensor in values.items():
             flat = rowwise(tensor)
             flat = flat.to(working(flat.dtype))
