@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefmesh.compression import TopK, compress, contraction, layout_of, message_bytes, message_seeds
@@ -88,6 +88,7 @@ def test_an_empty_chain_sends_all():
     assert contraction(layout_of(x), ()) == 1
 
 
+@settings(derandomize=True)  # a bound on a mean of draws: the same ones every time
 @given(chains, SHAPES, st.integers(0, 10**6), st.booleans(), st.sampled_from([1, 5]))
 def test_contraction(chain, shapes, seed, ties, power):
     """E||C(x) - x||^2 <= (1 - delta) ||x||^2, the mean of 200 draws within 5 of its standard errors. Powers: a few large entries."""

@@ -1,7 +1,7 @@
 """The very bytes of messages: each stage's numbers put aside, packed to their bits, then the last one's values as they are."""
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from prefmesh.compression.base import Digits
@@ -47,7 +47,7 @@ def decode(coded: UInt8[Tensor, "agents bytes"], chain: Chain, layout: Layout) -
     return restore(Message(values, tuple(aside)), chain, layout)
 
 
-def pack(numbers: Int[Tensor, "agents count"], bits: int) -> UInt8[Tensor, "agents bytes"]:
+def pack(numbers: Integer[Tensor, "agents count"], bits: int) -> UInt8[Tensor, "agents bytes"]:
     """Numbers from 0 below 2^bits in so many bits each, lowest first, filled up to whole bytes."""
     agents, count = numbers.shape
     spread = torch.arange(bits, device=numbers.device)
@@ -57,7 +57,7 @@ def pack(numbers: Int[Tensor, "agents count"], bits: int) -> UInt8[Tensor, "agen
     return (single << torch.arange(8, dtype=torch.uint8, device=numbers.device)).sum(2, dtype=torch.uint8)
 
 
-def unpack(packed: UInt8[Tensor, "agents bytes"], digits: Digits) -> Int[Tensor, "agents count"]:
+def unpack(packed: UInt8[Tensor, "agents bytes"], digits: Digits) -> Integer[Tensor, "agents count"]:
     """The inverse of `pack`."""
     agents = len(packed)
     single = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
