@@ -20,7 +20,7 @@ def encode(params: Params, chain: Chain, seeds: Seeds) -> UInt8[Tensor, "agents 
         sent = stage.sent(layout)
         parts += [pack(aside[name], digits.bits) for name, digits in sent.aside.items()]
         layout = sent.values
-    parts += [rowwise(message.values[name]).contiguous().view(torch.uint8) for name in layout]
+    parts += [_as_bytes(message.values[name]) for name in layout]
     return torch.cat(parts, dim=1)
 
 
@@ -41,10 +41,18 @@ def decode(coded: UInt8[Tensor, "agents bytes"], chain: Chain, layout: Layout) -
         aside.append({name: unpack(take(digits.bytes), digits) for name, digits in sent.aside.items()})
         inner = sent.values
     values = {
-        name: take(spec.bytes).view(spec.dtype).reshape(len(coded), *spec.shape)
+        name: take(spec.bytes).flatten().view(spec.dtype).reshape(len(coded), *spec.shape)
         for name, spec in inner.items()
     }
     return restore(Message(values, tuple(aside)), chain, layout)
+
+
+def _as_bytes(values: Tensor) -> UInt8[Tensor, "agents bytes"]:
+    """As they lie in memory."""
+    flat = rowwise(values).contiguous()
+    # Seen as one vector: a matrix without rows or of one column has strides that a view as another type refuses.
+    bytes_ = flat.shape[1] * flat.dtype.itemsize
+    return flat.flatten().view(torch.uint8).reshape(len(flat), bytes_)
 
 
 def pack(numbers: Integer[Tensor, "agents count"], bits: int) -> UInt8[Tensor, "agents bytes"]:
