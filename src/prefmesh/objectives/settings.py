@@ -12,7 +12,7 @@ Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverge
 
 
 class ObjectiveSettings(Settings):
-    """Which loss, and how the agents' losses make up the global one. Names and meanings are TRL's.
+    """Which loss (names are TRL's), and how the agents' losses make up the global one.
 
     `weights`: f = sum_i w_i f_i with w_i = 1/N (`uniform`) or n_i/n (`by_size`); batches, aggregation and
     `grad_norm_sq` all use the same choice.
