@@ -60,6 +60,7 @@ def transported(a: Values, b: Values, shares: Values, cost: Callable[[Tensor], T
     shares cut [0, 1] where either quantile function steps; a share of 0 has no stretch, and the loss 0.
     """
     by_a, by_b = a.detach().argsort(1), b.detach().argsort(1)
+    shares = shares.double()  # short stretches are differences of their ends
     ends_a, ends_b = shares.gather(1, by_a).cumsum(1), shares.gather(1, by_b).cumsum(1)
     ends = torch.cat([ends_a, ends_b], dim=1).sort(1).values
     lengths = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
@@ -68,5 +69,5 @@ def transported(a: Values, b: Values, shares: Values, cost: Callable[[Tensor], T
     i = by_a.gather(1, torch.searchsorted(ends_a, middles).clamp(max=last))
     j = by_b.gather(1, torch.searchsorted(ends_b, middles).clamp(max=last))
     parts = cost(a.gather(1, i) - b.gather(1, j)) * lengths
-    whole = torch.zeros_like(parts[:, : a.shape[1]]).scatter_add(1, i, parts)
-    return torch.where(shares > 0, whole / shares.clamp(min=torch.finfo(shares.dtype).tiny), 0.0)
+    whole = torch.zeros_like(shares).scatter_add(1, i, parts)
+    return torch.where(shares > 0, whole / shares.clamp(min=torch.finfo(shares.dtype).tiny), 0.0).to(a.dtype)
