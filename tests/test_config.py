@@ -157,6 +157,12 @@ def test_how_many_agents_are_known_before_the_data_is():
 def test_combinations_that_mean_nothing():
     with pytest.raises(InputError, match=r"objective\.loss_type: ipo divides by completion lengths"):
         ExperimentConfig.parse({**TOWN, "objective": {"loss_type": "ipo"}})
+    with pytest.raises(InputError, match=r"objective\.loss_type: sft divides by completion lengths"):
+        ExperimentConfig.parse({**TOWN, "objective": {"loss_type": ["sigmoid", "sft"]}})
+    with pytest.raises(InputError, match=r"objective\.loss_type: nca_pair takes each answer's log-prob"):
+        ExperimentConfig.parse({**TOWN, "objective": {"loss_type": "nca_pair"}})
+    with pytest.raises(InputError, match=r"objective\.f_divergence_type: forward_kl takes each answer's"):
+        ExperimentConfig.parse({**TOWN, "objective": {"f_divergence_type": "forward_kl"}})
     with pytest.raises(InputError, match="attributes are read off the built-in town's texts"):
         ExperimentConfig.parse({**TOWN, "preferences": {"source": "x.jsonl"}})
 

@@ -15,7 +15,7 @@ from prefmesh.algorithms.methods import METHODS, MethodSettings
 from prefmesh.algorithms.optimizers import OptimizerSettings
 from prefmesh.errors import InputError, unknown_name
 from prefmesh.evaluation.settings import EvaluationSettings
-from prefmesh.objectives import ObjectiveSettings
+from prefmesh.objectives import ObjectiveSettings, traits
 from prefmesh.policies.settings import CausalLMSettings, LogLinearSettings, PolicySettings
 from prefmesh.preferences.settings import PreferencesSettings
 from prefmesh.settings import Settings
@@ -119,14 +119,29 @@ class ExperimentConfig(Settings):
                 )
             if self.runtime.gradient_checkpointing:
                 raise InputError("runtime.gradient_checkpointing: log_linear has no layers; allowed: false")
-            if self.objective.loss_type == "ipo":
-                raise InputError(
-                    "objective.loss_type: ipo divides by completion lengths, which log_linear does not have"
-                )
+            self._check_margins_suffice()
         elif self.evaluation.samples and self.evaluation.max_new_tokens >= self.policy.max_length:
             raise InputError(
                 f"evaluation.max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt; "
                 f"allowed: less than policy.max_length, {self.policy.max_length}"
+            )
+
+    def _check_margins_suffice(self) -> None:
+        """A log-linear policy knows log-probabilities up to a constant per prompt, and no lengths."""
+        for name in self.objective.names:
+            if "lengths" in traits(name).needs:
+                raise InputError(
+                    f"objective.loss_type: {name} divides by completion lengths, which log_linear does not have"
+                )
+            if "likelihoods" in traits(name).needs:
+                raise InputError(
+                    f"objective.loss_type: {name} takes each answer's log-probability, of which log_linear knows only "
+                    "differences; allowed: losses of the margin, such as sigmoid"
+                )
+        if self.objective.f_divergence_type != "reverse_kl":
+            raise InputError(
+                f"objective.f_divergence_type: {self.objective.f_divergence_type} takes each answer's log-probability, of "
+                "which log_linear knows only differences; allowed: reverse_kl"
             )
 
     @property

@@ -334,7 +334,7 @@ def _users(census: Census, shared: HeldOut, own: HeldOut, beta: float) -> list[d
 
 
 def score(problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"]) -> HeldOut:
-    """Pairs under one model `row` (1, ...): margins, accuracy and loss, in float64."""
+    """Pairs under one model `row` (1, ...): margins, accuracy and loss, in float64; each pair is a batch of its own (see `pair_loss`)."""
     both = log_probs(problem.policy, row, problem.data, rows).double()
     index = torch.as_tensor(rows, device=problem.reference.device)
     reference = problem.reference[index].double()
@@ -355,5 +355,5 @@ def score(problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"]) -> Hel
         rows=rows,
         margin=flat(found.margin),
         accuracy=flat(found.accuracy(rounding(problem.policy.dtype))),
-        loss=flat(pair_loss(found, problem.objective)),
+        loss=flat(pair_loss(found, problem.objective, alone=True)),
     )

@@ -16,7 +16,7 @@ from tests import problems
 
 
 @pytest.mark.parametrize("kind", ["log_linear", "lora", "full"])
-@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "robust"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "robust", "aot"])
 def test_finite_differences(kind, loss_type) -> None:
     """Along random directions, each agent's own; float64."""
     on = problems.problem(kind, 5, loss_type=loss_type, beta=0.2)
@@ -46,12 +46,13 @@ def test_finite_differences(kind, loss_type) -> None:
     assert not any(t.requires_grad for t in (*gradient.values(), log_probs.chosen))
 
 
+@pytest.mark.parametrize("loss_type", ["sigmoid", "aot"])
 @pytest.mark.parametrize("kind", ["log_linear", "lora"])
-def test_the_global_gradient_is_cut_into_passes_and_added_up(kind) -> None:
-    on = problems.problem(kind, 9, beta=0.3)
+def test_the_global_gradient_is_cut_into_passes_and_added_up(kind, loss_type) -> None:
+    on = problems.problem(kind, 9, beta=0.3, loss_type=loss_type)
     row = {name: t + 0.1 for name, t in on.policy.initial(0).items()}
     rows, weights = np.arange(9)[::-1].copy(), np.arange(1.0, 10) / 45
-    whole_loss, whole, _ = loss_and_gradient(on, row, rows[None], torch.as_tensor(weights[None]))
+    whole_loss, whole, _ = loss_and_gradient(on, row, rows[None], torch.as_tensor(weights[None]), alone=True)
 
     class Narrow:
         """The same policy with room for few tokens."""
@@ -66,6 +67,23 @@ def test_the_global_gradient_is_cut_into_passes_and_added_up(kind) -> None:
     loss, gradient = global_loss_and_gradient(dataclasses.replace(on, policy=Narrow()), row, rows, weights)
     assert loss == pytest.approx(float(whole_loss), rel=1e-12)
     assert problems.apart(gradient, whole) < 1e-12
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "aot", "sft"])
+def test_agents_of_one_pass_do_not_see_each_other_nor_what_fills_their_batches(loss_type) -> None:
+    """Two agents with full batches of 2 and 4 pairs, side by side and each by itself."""
+    on = problems.problem("lora", 6, loss_type=loss_type, beta=0.3)
+    row = {name: t + 0.1 for name, t in on.policy.initial(0).items()}
+    two = {name: t.expand(2, *t.shape[1:]) for name, t in row.items()}
+    rows, weights = (
+        np.array([[0, 1, 0, 0], [2, 3, 4, 5]]),
+        torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]).double(),
+    )
+    losses, gradient, _ = loss_and_gradient(on, two, rows, weights)
+    for i, count in enumerate((2, 4)):
+        loss, own, _ = loss_and_gradient(on, row, rows[i : i + 1, :count], weights[i : i + 1, :count])
+        assert float(losses[i]) == pytest.approx(float(loss), rel=1e-12)
+        assert problems.apart({name: t[i : i + 1] for name, t in gradient.items()}, own) < 1e-12
 
 
 def test_exactly_over_all_pairs() -> None:

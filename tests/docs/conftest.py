@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefmesh.algorithms.methods import METHODS
-from prefmesh.objectives import LOSSES, SMOOTHED
+from prefmesh.objectives import LOSSES, TRAITS
 from prefmesh.plugins import load_plugin
 from prefmesh.topology import graphs  # noqa: F401 - registered now, so that `forget` keeps them
 from prefmesh.topology.registry import GRAPHS
@@ -18,14 +18,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def forget() -> Iterator[None]:
     """What a test registers is gone after it."""
-    registries = (METHODS, LOSSES, GRAPHS, WEIGHTS)
-    before, smoothed = [dict(registry) for registry in registries], set(SMOOTHED)
+    registries = (METHODS, LOSSES, TRAITS, GRAPHS, WEIGHTS)
+    before = [dict(registry) for registry in registries]
     yield
     for registry, content in zip(registries, before, strict=True):
         registry.clear()
         registry.update(content)
-    SMOOTHED.clear()
-    SMOOTHED.update(smoothed)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Losses and gradients of stacked agents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,29 +39,36 @@ class Problem:
 
 
 def loss_and_gradient(
-    problem: Problem, params: Params, rows: Rows, weights: Float[Tensor, "agents pairs"]
+    problem: Problem,
+    params: Params,
+    rows: Rows,
+    weights: Float[Tensor, "agents pairs"],
+    *,
+    alone: bool = False,
 ) -> tuple[Float[Tensor, " agents"], Params, PairLogProbs]:
     """Each agent's weighted loss sum_b weights_b loss_b, its gradient, and the (detached) log-probabilities.
 
-    The sum over agents is differentiated once: agents share no parameter, so its gradient in row i is agent i's own.
+    An agent's pairs are a batch; `alone`: each is one of its own (see `pair_loss`). The sum over agents is differentiated once: agents share no parameter, so its gradient in row i is agent i's own.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-    log_probs = problem.log_probs(leaves, rows)
-    losses = (pair_loss(log_probs, problem.objective) * weights).sum(1)
+    log_probs = replace(problem.log_probs(leaves, rows), weights=weights)
+    losses = (pair_loss(log_probs, problem.objective, alone=alone) * weights).sum(1)
     gradient = torch.autograd.grad(losses.sum(), list(leaves.values()))
-    fields = {name: getattr(log_probs, name).detach() for name in PairLogProbs.__slots__}
-    return losses.detach(), dict(zip(leaves, gradient, strict=True)), PairLogProbs(**fields)
+    return losses.detach(), dict(zip(leaves, gradient, strict=True)), log_probs.detached()
 
 
 def global_loss_and_gradient(
     problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"], weights: Float[np.ndarray, " pairs"]
 ) -> tuple[float, Params]:
-    """sum_j weights_j loss_j over many pairs at one model `row` (1, ...), and its gradient; cut into passes."""
+    """sum_j weights_j loss_j over many pairs at one model `row` (1, ...), and its gradient; cut into passes.
+
+    Each pair is a batch of its own: what f is does not depend on the passes.
+    """
     total, gradient = 0.0, {name: torch.zeros_like(tensor) for name, tensor in row.items()}
     dtype = problem.reference.dtype
     for part in passes(problem.data, rows, problem.policy.tokens_per_pass):
         w = torch.as_tensor(weights[part][None], dtype=dtype, device=problem.reference.device)
-        loss, piece, _ = loss_and_gradient(problem, row, rows[part][None], w)
+        loss, piece, _ = loss_and_gradient(problem, row, rows[part][None], w, alone=True)
         total += float(loss)
         for name, tensor in piece.items():
             gradient[name] += tensor

@@ -51,9 +51,9 @@ class Flower:
             raise InputError(
                 "--against flower: optimizer.state keep found; allowed: reset (its clients remember nothing)"
             )
-        loss = experiment.config.objective.loss_type
-        if not LOSSES[loss].__module__.startswith("prefmesh."):
-            raise InputError(f"--against flower: a plugin's loss {loss!r} found; allowed: prefmesh's own")
+        for loss in experiment.config.objective.names:
+            if not LOSSES[loss].__module__.startswith("prefmesh."):
+                raise InputError(f"--against flower: a plugin's loss {loss!r} found; allowed: prefmesh's own")
         if find_spec("flwr") is None or find_spec("ray") is None:
             raise InputError(
                 "--against flower: flwr's simulation is not installed; allowed: pip install 'prefmesh[flower]'"

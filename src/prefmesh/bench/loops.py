@@ -7,6 +7,7 @@ and mix state dicts tensor by tensor. With `policy.train: lora` each agent's mod
 
 import copy
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ class Loop(RoundByRound):
 
     def _step(self, agent: int, lr: float, rows: np.ndarray, weights: Tensor) -> float:
         model, optimizer = self.models[agent], self.optimizers[agent]
-        loss = pair_loss(self.log_probs(model, rows), self.problem.objective)[0] @ weights.to(
-            self.problem.reference
-        )
+        weights = weights.to(self.problem.reference)
+        log_probs = replace(self.log_probs(model, rows), weights=weights[None])
+        loss = pair_loss(log_probs, self.problem.objective)[0] @ weights
         optimizer.zero_grad()
         loss.backward()
         if (limit := self.experiment.learner.optimizer.max_grad_norm) is not None:

@@ -33,8 +33,10 @@ class Trl:
             raise InputError("--against trl: trl is not installed; allowed: pip install 'trl>=1.16'")
         language_model(experiment)
         optimizer, objective = experiment.learner.optimizer, experiment.config.objective
-        if objective.loss_type != "sigmoid" or objective.label_smoothing:
-            raise InputError("--against trl: allowed: objective.loss_type sigmoid without label_smoothing")
+        if not objective.plain_dpo:
+            raise InputError(
+                "--against trl: allowed: objective.loss_type sigmoid alone, without label_smoothing or f_divergence_type"
+            )
         if optimizer.name != "adamw" or optimizer.schedule != "constant" or optimizer.warmup_rounds:
             raise InputError(
                 "--against trl: allowed: optimizer.name adamw with schedule constant and no warm-up"

@@ -185,7 +185,7 @@ def _moments(problem: Problem, row: Params, draws: Int[np.ndarray, "draws pairs"
         here = draws[first : first + chunk]
         same = {name: tensor.expand(len(here), *tensor.shape[1:]) for name, tensor in row.items()}
         w = torch.full(here.shape, 1 / each, dtype=problem.reference.dtype, device=problem.reference.device)
-        lost, gradient, _ = loss_and_gradient(problem, same, here, w)
+        lost, gradient, _ = loss_and_gradient(problem, same, here, w, alone=True)
         loss += float(lost.double().sum())
         for name, tensor in gradient.items():
             tensor = tensor.double()
@@ -207,8 +207,8 @@ def as_log_linear(
     """The same problem in closed form. Raises `NotLogLinear` with the reason where there is none."""
     if not isinstance(problem.data, FeaturePairs):
         raise NotLogLinear("the policy is no log-linear one")
-    if problem.objective.loss_type != "sigmoid" or problem.objective.label_smoothing:
-        raise NotLogLinear("the loss is not plain DPO (sigmoid without label smoothing)")
+    if not problem.objective.plain_dpo:
+        raise NotLogLinear("the loss is not plain DPO (sigmoid alone, without label smoothing)")
     if not np.allclose(weights, 1 / len(shards), rtol=1e-12, atol=0):
         raise NotLogLinear("agents do not weigh the same (objective.weights)")
     delta = (problem.data.chosen.double() - problem.data.rejected.double()).cpu().numpy()

@@ -58,7 +58,8 @@ def hessian_vector_product(
             weights[part], dtype=problem.reference.dtype, device=problem.reference.device
         )
         with sdpa_kernel([SDPBackend.MATH]):
-            loss = (pair_loss(problem.log_probs(leaves, rows[part][None]), problem.objective) * weight).sum()
+            log_probs = problem.log_probs(leaves, rows[part][None])
+            loss = (pair_loss(log_probs, problem.objective, alone=True) * weight).sum()
             gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
             slope = torch.stack(
                 [(g * v).sum() for g, v in zip(gradient, direction.values(), strict=True)]
