@@ -18,12 +18,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import prefmesh.topology.graphs  # noqa: F401 - registers the graphs
 from prefmesh.algorithms.methods import METHODS, MethodSettings
 from prefmesh.algorithms.optimizers import OptimizerSettings
+from prefmesh.compression import COMPRESSORS, ChainSettings
 from prefmesh.config import ExperimentConfig, RuntimeSettings
 from prefmesh.evaluation.settings import EvaluationSettings
 from prefmesh.objectives import LOSSES, ObjectiveSettings
@@ -32,7 +34,7 @@ from prefmesh.policies.settings import CausalLMSettings, LogLinearSettings
 from prefmesh.preferences.settings import ColumnSettings, PreferencesSettings
 from prefmesh.preferences.town import TownSettings
 from prefmesh.settings import Settings
-from prefmesh.topology.registry import GRAPHS, GraphFamily
+from prefmesh.topology.registry import GRAPHS
 from prefmesh.topology.settings import GraphSettings
 from prefmesh.topology.weights import WEIGHTS
 
@@ -76,12 +78,17 @@ def page() -> str:
     parts += [
         "## Graphs",
         "`method.graph`: a name, or a mapping of a name and options, such as `{name: erdos_renyi, p: 0.3}`.",
-        _registered(GRAPHS, lambda family: family.function, _options),
+        _registered(GRAPHS, lambda family: family.function, lambda family: _options(family.options)),
     ]
     parts += [
         "## Weights",
         "`method.weights`: how the mixing matrix W is made from the graph.",
         _registered(WEIGHTS, lambda rule: rule.function),
+    ]
+    parts += [
+        "## Compression",
+        "`method.compression`: a list of stages, each a name, or a mapping of a name and options.",
+        _registered(COMPRESSORS, lambda stage: stage, _options),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -165,13 +172,13 @@ def _registered(
     return _table(rows, ("name", *(["options"] if options else []), "meaning"))
 
 
-def _options(family: GraphFamily) -> str:
+def _options(settings: type[BaseModel]) -> str:
     def shown(name: str, field: FieldInfo) -> str:
         if field.is_required():
             return f"`{name}` (needed)"
         return f"`{name}`" if field.default is None else f"`{name}` ({_default(field)})"
 
-    return ", ".join(shown(name, field) for name, field in family.options.model_fields.items())
+    return ", ".join(shown(name, field) for name, field in settings.model_fields.items())
 
 
 def _table(
@@ -185,7 +192,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
     value = field.get_default(call_default_factory=True)
-    if value is None:
+    if value is None or value == ():
         return "none"
     if isinstance(value, GraphSettings):
         return f"`{value}`"
@@ -212,6 +219,8 @@ def _type(annotation: Any) -> str:
         )
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
+    if annotation == get_args(ChainSettings)[0]:
+        return "list of stages"
     if origin is list:
         return f"list of {_type(arguments[0])}s"
     if origin is dict:

@@ -36,7 +36,7 @@ from prefmesh.metrics import (
     write_json,
     write_text,
 )
-from prefmesh.policies.base import Params, Policy, row_bytes
+from prefmesh.policies.base import Params, Policy
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.export import save_policy, save_tensors
 from prefmesh.policies.loading import model_source
@@ -342,7 +342,9 @@ class Rounds:
                 state, round_, consensus=alone or self._evaluated(round_)
             )
             line["bytes_sent"] = self.experiment.method.bytes_sent(
-                round_, model_bytes=row_bytes(state.theta), data_bytes=self.data_bytes
+                round_,
+                model_bytes=self.experiment.method.message_bytes(state.theta),
+                data_bytes=self.data_bytes,
             )
             line |= found
         self.bytes_sent_total += line["bytes_sent"]

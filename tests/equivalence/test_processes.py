@@ -80,6 +80,17 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {**DEC, "name": "async_gossip", "rounds": 12, "wakes": 2},
         "optimizer": ADAMW,
     },
+    "FedDPO, compressed": {
+        "method": {**FED, "participation": 4, "compression": [{"name": "top_k", "share": 0.2}, "int8"]},
+    },
+    "SCAFFOLD, compressed": {
+        "method": {**FED, "name": "scaffold", "participation": 4, "compression": ["sign"]},
+        "objective": {"weights": "by_size"},
+    },
+    "ring, compressed": {
+        "method": {**DEC, "compression": [{"name": "random_k", "share": 0.3}], "consensus_step": 0.5},
+        "optimizer": ADAMW,
+    },
     "alone": {"method": {"name": "local_only", "rounds": 5}, "optimizer": ADAMW},
 }
 LORA = (

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefmesh.policies.base import Params
@@ -99,6 +99,11 @@ def put(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"], rows: dic
     for name, tensor in params.items():
         if rows[name].untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
             tensor.index_copy_(0, index.to(tensor.device), rows[name].to(tensor.dtype))
+
+
+def spread(values: Float[Tensor, " agents"], like: Tensor) -> Tensor:
+    """A number for each agent, shaped to multiply a tensor (agents, ...)."""
+    return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
 def is_finite(params: dict[str, Tensor]) -> bool:

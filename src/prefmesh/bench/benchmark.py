@@ -19,7 +19,6 @@ from prefmesh.config import ExperimentConfig
 from prefmesh.environment import describe_environment
 from prefmesh.errors import InputError
 from prefmesh.experiment import Experiment, prepare
-from prefmesh.policies.base import row_bytes
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.preferences.tokens import TokenPairs
 
@@ -83,7 +82,9 @@ def bench(
         "rounds": len(seconds),
         "gflop_per_round": {"needed": work["needed_gflop"] / len(seconds), "done": None},
         "bytes_per_round": experiment.method.bytes_sent(
-            1, model_bytes=row_bytes(rounds.state.theta), data_bytes=experiment.data_bytes
+            1,
+            model_bytes=experiment.method.message_bytes(rounds.state.theta),
+            data_bytes=experiment.data_bytes,
         ),
         "peak_memory_gb": machine.peak_memory_gb(policy.device),
     }

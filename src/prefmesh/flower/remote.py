@@ -80,6 +80,8 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
         raise InputError(
             f"method.name: {config.method.name}, whose agents depend on more than the server's model; allowed: fed_dpo and the like"
         )
+    if method.compression:
+        raise InputError("method.compression: Flower sends rows as they are; allowed: none")
     if config.runtime.processes > 1:
         raise InputError(f"runtime.processes: {config.runtime.processes}; allowed under Flower: 1")
     if config.evaluation.samples > 0 and hasattr(config.policy, "train"):

@@ -37,6 +37,10 @@ class AsyncGossipSettings(GossipSettings):
             raise InputError(
                 f"method.wakes: {self.wakes}, each with a partner, of {agents} agents; allowed: 1 to {max(1, agents // 2)}"
             )
+        if self.compression:
+            raise InputError(
+                "method.compression: neighbours must hear every difference; allowed for async_gossip: none"
+            )
         if self.weights != GossipSettings.model_fields["weights"].default:
             raise InputError(f"method.weights: {self.weights}, but pairs average; allowed: no weights")
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.sparse import csr_array
 
 from prefmesh.algorithms.local_rule import Correction
-from prefmesh.algorithms.state import State, rows
+from prefmesh.algorithms.state import State, rows, take
+from prefmesh.compression import Chain, follow, layout_of, message_bytes, message_seeds
 from prefmesh.errors import InputError
 from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
@@ -93,6 +95,28 @@ class Method(ABC):
     def update_scale(self) -> Float[np.ndarray, " agents"]:
         """N w_i: an agent's update times this, averaged plainly over agents, is the w-weighted average of updates."""
         return self.population.weights * self.population.shards
+
+    @property
+    def compression(self) -> Chain:
+        """What messages are reduced to; empty: they go as they are."""
+        return getattr(self.settings, "compression", ())
+
+    def message_bytes(self, row: Params) -> int:
+        """Bytes of one model that is sent, as coded."""
+        return message_bytes(layout_of(row), self.compression)
+
+    def followed(
+        self, state: State, round_: int, agents: Int[np.ndarray, " some"], target: Params, purpose: str
+    ) -> Params:
+        """What others hear of `target` (some, ...), rows of agents hosted here: they knew what is kept in `memory` under `purpose`, and
+        are sent the difference, compressed (see `compression.follow`). It is kept for the next time."""
+        place = torch.from_numpy(self.mesh.rows(agents))
+        known = {name: state.memory[f"{purpose}/{name}"] for name in target}
+        seeds = message_seeds(self.population.seed, purpose, round_, agents)
+        _, heard = follow(take(known, self.mesh.rows(agents)), target, self.compression, seeds)
+        for name, tensor in known.items():
+            tensor.index_copy_(0, place.to(tensor.device), heard[name])
+        return heard
 
     @property
     def steps(self) -> Int[np.ndarray, " agents"]:

@@ -30,5 +30,5 @@ class DecDPO(Varying):
         reached = self.filled(state, agents, self.weighted(state, agents, end))
         del end
         state.theta = {}  # before there is a third stack of rows
-        state.theta = self.mesh.mix(self.matrix(round_), reached)
+        state.theta = self.mixed(state, round_, reached)
         return state

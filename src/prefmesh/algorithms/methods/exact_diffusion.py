@@ -48,7 +48,7 @@ class ExactDiffusion(Lazy):
     def begin(self, row: Params) -> State:
         """Psi = Theta."""
         state = super().begin(row)
-        state.memory = {f"psi/{name}": tensor.clone() for name, tensor in state.theta.items()}
+        state.memory |= {f"psi/{name}": tensor.clone() for name, tensor in state.theta.items()}
         return state
 
     def matrix(self, round_: int) -> csr_array:
@@ -62,5 +62,5 @@ class ExactDiffusion(Lazy):
         for name, tensor in psi.items():
             phi[name] = tensor + state.theta[name] - state.memory[f"psi/{name}"]
             state.memory[f"psi/{name}"] = tensor
-        state.theta = self.mesh.mix(self.lazy, phi)
+        state.theta = self.mixed(state, round_, phi)
         return state

@@ -23,13 +23,13 @@ class Extra(Lazy):
     def begin(self, row: Params) -> State:
         """Z = Theta."""
         state = super().begin(row)
-        state.memory = {f"z/{name}": tensor.clone() for name, tensor in state.theta.items()}
+        state.memory |= {f"z/{name}": tensor.clone() for name, tensor in state.theta.items()}
         return state
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """The recursion."""
         reached = self.weighted(state, agents, end)
-        mixed = self.mesh.mix(self.matrix(round_), dict(state.theta))
+        mixed = self.mixed(state, round_, dict(state.theta))
         for name, theta in state.theta.items():
             update = reached[name] - theta
             old = state.memory[f"z/{name}"]

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from prefmesh.algorithms.methods.base import MethodSettings, method
 from prefmesh.algorithms.methods.fed_dpo import Stale
+from prefmesh.compression import ChainSettings
 from prefmesh.errors import InputError
 from prefmesh.randomness import generator
 
@@ -25,6 +26,8 @@ class FedBuffSettings(MethodSettings):
 
     buffer: int = Field(default=1, ge=1)
     spread: float = Field(default=0.5, ge=0)
+    compression: ChainSettings = ()
+    """As of `fed_dpo`."""
 
     def check(self, agents: int) -> None:
         """K <= N."""

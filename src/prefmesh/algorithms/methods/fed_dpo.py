@@ -48,7 +48,7 @@ class Stale(Server):
         """The server's model, shared, and as many times in the memory."""
         state = super().begin(row)
         if self.depth > 1:
-            state.memory = {
+            state.memory |= {
                 f"server/{name}": tensor.repeat(self.depth, *[1] * (tensor.dim() - 1))
                 for name, tensor in row.items()
             }
@@ -64,14 +64,12 @@ class Stale(Server):
             for name, tensor in state.theta.items()
         }
 
-    def step(self, state: State, update: Params) -> Params:
-        """theta + Delta, which is remembered."""
-        row = super().step(state, update)
+    def remember(self, state: State, row: Params) -> None:
+        """The newest model, instead of the oldest."""
         if self.depth > 1:
             for name, server in row.items():
                 past = state.memory[f"server/{name}"]
                 state.memory[f"server/{name}"] = torch.cat([server, past[:-1]])
-        return row
 
 
 @method("fed_dpo")

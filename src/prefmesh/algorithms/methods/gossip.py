@@ -5,13 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from pydantic import Field
+from jaxtyping import Int
+from pydantic import Field, model_validator
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from prefmesh.algorithms.methods.base import Method, MethodSettings, Population
-from prefmesh.algorithms.state import State, copies, rows
+from prefmesh.algorithms.state import State, copies, rows, spread
+from prefmesh.compression import ChainSettings
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
@@ -28,6 +28,17 @@ class GossipSettings(MethodSettings):
     """A graph's name, or a mapping of a name and its options."""
     weights: str = "metropolis"
     """How the mixing matrix W is made from the graph."""
+
+    compression: ChainSettings = ()
+    """What messages are reduced to: a list of stages, such as [{name: top_k, share: 0.01}, int8]."""
+    consensus_step: float = Field(default=1.0, gt=0, le=1)
+    """gamma, how far agents go towards what they hear where messages are compressed; the coarser they are, the smaller it must be."""
+
+    @model_validator(mode="after")
+    def _step_is_used(self) -> "GossipSettings":
+        if self.consensus_step != 1 and not self.compression:
+            raise ValueError(f"consensus_step is {self.consensus_step:g}; allowed without compression: 1")
+        return self
 
     def check(self, agents: int) -> None:
         """The graph exists for this many agents, is connected, and W contracts."""
@@ -53,7 +64,27 @@ class Gossip(Method):
 
     def begin(self, row: Params) -> State:
         """All agents start equal, each with its own copy."""
-        return State.of(copies(row, self.mesh.hosted), shards=self.population.shards)
+        state = State.of(copies(row, self.mesh.hosted), shards=self.population.shards)
+        if self.compression:  # all know where all begin
+            state.memory = {f"heard/{name}": tensor.clone() for name, tensor in state.theta.items()}
+        return state
+
+    def mixed(self, state: State, round_: int, rows: Params, purpose: str = "heard") -> Params:
+        """W of rows of all agents hosted here, which are used up. Compressed, by what neighbours hear (CHOCO-Gossip: Koloskova et al.
+        2019, arXiv 1902.00340, algorithm 1):
+
+            H <- H + C(X - H),      X <- X + gamma (W - I) H
+
+        which keeps the mean of X whatever C loses. `purpose`: under which H is kept.
+        """
+        w = self.matrix(round_)
+        if not self.compression:
+            return self.mesh.mix(w, rows)
+        everybody = np.arange(self.mesh.first, self.mesh.last)
+        heard = self.followed(state, round_, everybody, rows, purpose)
+        gamma = self.settings.consensus_step
+        moved = self.mesh.mix(w, dict(heard))
+        return {name: x + gamma * (moved[name] - heard[name]) for name, x in rows.items()}
 
     def weighted(self, state: State, agents: Int[np.ndarray, " active"], end: Params) -> Params:
         """theta_i + N w_i (end_i - theta_i): so that the mean of all models moves as a server's would. Uses `end` up."""
@@ -87,6 +118,10 @@ class VaryingSettings(GossipSettings):
 
     def check(self, agents: int) -> None:
         """The schedule fits the graph."""
+        if self.compression and (self.schedule != "static" or self.link_dropout or self.node_dropout):
+            raise InputError(
+                "method.compression: neighbours must hear every difference; allowed: schedule: static, without drop-out"
+            )
         if self.schedule != "static" and self.weights != GossipSettings.model_fields["weights"].default:
             raise InputError(
                 f"method.weights: {self.weights}, but pairs average with schedule: {self.schedule}; allowed: no weights"
@@ -151,8 +186,3 @@ class Varying(Gossip):
             name: tensor.index_copy(0, place.to(tensor.device), end[name])
             for name, tensor in state.theta.items()
         }
-
-
-def spread(values: Float[Tensor, " agents"], like: Tensor) -> Tensor:
-    """A number for each agent, shaped to multiply a tensor (agents, ...)."""
-    return values.to(like).view(-1, *[1] * (like.dim() - 1))

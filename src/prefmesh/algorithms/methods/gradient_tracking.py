@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from prefmesh.algorithms.local_rule import Correction
 from prefmesh.algorithms.methods.base import method
-from prefmesh.algorithms.methods.gossip import Varying, VaryingSettings, spread
-from prefmesh.algorithms.state import State, rows
+from prefmesh.algorithms.methods.gossip import Varying, VaryingSettings
+from prefmesh.algorithms.state import State, rows, spread
 from prefmesh.policies.base import Params
 
 
@@ -33,7 +33,10 @@ class GradientTracking(Varying):
     def begin(self, row: Params) -> State:
         """c = 0."""
         state = super().begin(row)
-        state.memory = {f"c/{name}": torch.zeros_like(tensor) for name, tensor in state.theta.items()}
+        for name, tensor in state.theta.items():
+            state.memory[f"c/{name}"] = torch.zeros_like(tensor)
+            if self.compression:
+                state.memory[f"heard d/{name}"] = torch.zeros_like(tensor)
         return state
 
     def correction(
@@ -48,7 +51,7 @@ class GradientTracking(Varying):
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """W of the models and of what they followed."""
-        w, place = self.matrix(round_), torch.from_numpy(self.mesh.rows(agents))
+        place = torch.from_numpy(self.mesh.rows(agents))
         scale = torch.from_numpy(self.update_scale[agents])
         seen = {
             name: torch.zeros_like(state.memory[f"c/{name}"]).index_copy_(
@@ -56,11 +59,10 @@ class GradientTracking(Varying):
             )
             for name, g in state.gradients.items()
         }
-        followed = {f"c/{name}": state.memory[f"c/{name}"] + g for name, g in seen.items()}
-        found = self.mesh.mix(w, self.filled(state, agents, end) | followed)
-        for name, g in seen.items():
-            state.memory[f"c/{name}"] = found.pop(f"c/{name}") - g
-        state.theta = found
+        followed = {name: state.memory[f"c/{name}"] + g for name, g in seen.items()}
+        for name, mean in self.mixed(state, round_, followed, "heard d").items():
+            state.memory[f"c/{name}"] = mean - seen[name]
+        state.theta = self.mixed(state, round_, self.filled(state, agents, end))
         return state
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:

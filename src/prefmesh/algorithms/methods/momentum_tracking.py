@@ -39,20 +39,21 @@ class MomentumTracking(Gossip):
     def begin(self, row: Params) -> State:
         """C = 0."""
         state = super().begin(row)
-        state.memory = {f"c/{name}": torch.zeros_like(tensor) for name, tensor in state.theta.items()}
+        for name, tensor in state.theta.items():
+            state.memory[f"c/{name}"] = torch.zeros_like(tensor)
+            if self.compression:
+                state.memory[f"heard c/{name}"] = torch.zeros_like(tensor)
         return state
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
-        """Both products in one exchange."""
+        """Both products."""
         reached = self.weighted(state, agents, end)
         update = {name: state.theta[name] - tensor for name, tensor in reached.items()}
         c = {name: state.memory[f"c/{name}"] for name in update}
-        sent = {name: reached[name] + c[name] for name in update}
-        sent |= {f"c/{name}": c[name] - update[name] for name in update}
-        found = self.mesh.mix(self.matrix(round_), sent)
-        for name in update:
-            state.memory[f"c/{name}"] = found.pop(f"c/{name}") + update[name]
-        state.theta = found
+        state.theta = self.mixed(state, round_, {name: reached[name] + c[name] for name in update})
+        found = self.mixed(state, round_, {name: c[name] - update[name] for name in update}, "heard c")
+        for name, mean in found.items():
+            state.memory[f"c/{name}"] = mean + update[name]
         return state
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:

@@ -13,8 +13,7 @@ from pydantic import Field
 from scipy.sparse import csr_array, diags_array, eye_array
 
 from prefmesh.algorithms.methods.base import Method, MethodSettings, Population, method
-from prefmesh.algorithms.methods.gossip import spread
-from prefmesh.algorithms.state import State, copies
+from prefmesh.algorithms.state import State, copies, spread
 from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
 from prefmesh.topology.registry import build_graph

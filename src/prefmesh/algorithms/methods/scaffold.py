@@ -4,7 +4,7 @@
     c_i <- the mean of the gradients that i saw in its E steps  (participants; for plain SGD this is option II)
     c   <- c + sum_{i in S_r} w_i (change of c_i),   so that c = sum_i w_i c_i always;      theta as FedDPO's
 
-Where all take full-batch steps, c_i -> grad f_i(theta*) and c -> 0: the limit is the optimum of f whatever E is.
+Compressed, c_i follows the mean gradient by differences, as an update does, and agents hear c likewise. Where all take full-batch steps, c_i -> grad f_i(theta*) and c -> 0: the limit is the optimum of f whatever E is.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from prefmesh.algorithms.local_rule import Correction
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.server import Server
-from prefmesh.algorithms.state import State, rows
+from prefmesh.algorithms.state import State, rows, take
 from prefmesh.policies.base import Params
 
 
@@ -31,6 +31,8 @@ class Scaffold(Server):
         for name, tensor in row.items():
             state.memory[f"c/{name}"] = torch.zeros_like(tensor)
             state.memory[f"c_i/{name}"] = tensor.new_zeros(self.mesh.hosted, *tensor.shape[1:])
+            if self.compression:
+                state.memory[f"heard c/{name}"] = torch.zeros_like(tensor)
         return state
 
     def correction(
@@ -38,21 +40,20 @@ class Scaffold(Server):
     ) -> Correction | None:
         """c - c_i."""
         own = rows({name: state.memory[f"c_i/{name}"] for name in start}, self.mesh.rows(agents))
-        shift = {name: state.memory[f"c/{name}"] - own[name] for name in start}
+        server = "heard c" if self.compression else "c"
+        shift = {name: state.memory[f"{server}/{name}"] - own[name] for name in start}
         return lambda theta, gradient: {name: g + shift[name] for name, g in gradient.items()}
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
-        """The variates move on; the model as the server says."""
-        here = torch.from_numpy(self.mesh.rows(agents))
-        change = {}
-        for name, gradient in state.gradients.items():
-            own = state.memory[f"c_i/{name}"]
-            change[name] = gradient - own.index_select(0, here.to(own.device))
-            own.index_copy_(0, here.to(own.device), gradient)
-        for name, moved in self.mesh.weighted_sum(
-            torch.from_numpy(self.population.weights[agents]), change
-        ).items():
+        """The variates move on, as far as messages say; the model as the server says."""
+        before = take({name: state.memory[f"c_i/{name}"] for name in end}, self.mesh.rows(agents))
+        after = self.followed(state, round_, agents, state.gradients, "c_i")
+        change = {name: after[name] - before[name] for name in end}
+        weights = torch.from_numpy(self.population.weights[agents])
+        for name, moved in self.mesh.weighted_sum(weights, change).items():
             state.memory[f"c/{name}"] = state.memory[f"c/{name}"] + moved
+        if self.compression:
+            self.broadcast(state, round_, {name: state.memory[f"c/{name}"] for name in end}, "heard c")
         return super().mix(state, round_, agents, end)
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:

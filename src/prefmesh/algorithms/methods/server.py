@@ -4,6 +4,11 @@
 
 S of N agents uniformly without replacement, so with the factor N w_i the expected update is sum_i w_i Delta_i whoever
 is drawn (scheme II of Li et al. 2020).
+
+With `compression` C, both ways send differences to what the other end knows already (EF21-BC: Fatkhullin et al. 2021, arXiv 2110.03294):
+
+    participants:  g_i <- g_i + C(Delta_i - g_i);      Delta = sum_i w_i g_i over all agents, the others' g_i as they were
+    server:        h <- h + C(theta - h);              agents start from h
 """
 
 import numpy as np
@@ -12,7 +17,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from prefmesh.algorithms.methods.base import Method, MethodSettings
-from prefmesh.algorithms.state import State, share
+from prefmesh.algorithms.state import State, share, spread, take
+from prefmesh.compression import ChainSettings, follow, message_seeds
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
@@ -23,6 +29,8 @@ class ServerSettings(MethodSettings):
 
     participation: int | None = Field(default=None, ge=1)
     """S, the agents of a round, drawn anew; none: all."""
+    compression: ChainSettings = ()
+    """What updates and models are reduced to on their way, both ways: a list of stages, such as [{name: top_k, share: 0.01}, int8]."""
 
     def check(self, agents: int) -> None:
         """S <= N."""
@@ -39,9 +47,15 @@ class Server(Method):
     one_row = True
 
     def begin(self, row: Params) -> State:
-        """The server's model, shared."""
+        """The server's model, shared; where messages are compressed, what each end knows of the other."""
         theta = {name: share(tensor.clone(), self.mesh.hosted) for name, tensor in row.items()}
-        return State.of(theta, shards=self.population.shards)
+        state = State.of(theta, shards=self.population.shards)
+        if self.compression:
+            for name, tensor in row.items():
+                state.memory[f"update/{name}"] = tensor.new_zeros(self.mesh.hosted, *tensor.shape[1:])
+                state.memory[f"updates/{name}"] = torch.zeros_like(tensor)
+                state.memory[f"model/{name}"] = tensor.clone()
+        return state
 
     def participants(self, round_: int) -> Int[np.ndarray, " active"]:
         """S of N uniformly without replacement, in the order of the agents."""
@@ -52,17 +66,63 @@ class Server(Method):
             generator(self.population.seed, "participants", round_).choice(self.agents, s, replace=False)
         )
 
+    def start(self, state: State, round_: int, agents: Int[np.ndarray, " some"]) -> Params:
+        """At the server's model, as they heard it."""
+        if not self.compression:
+            return super().start(state, round_, agents)
+        return {name: share(state.memory[f"model/{name}"], len(agents)) for name in state.theta}
+
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """The server takes a step along the participants' weighted update, and sends where it leads to all."""
         start = self.start(state, round_, agents)
         # One process knows who answered; several know who was asked, and that all did.
         acting = agents if self.mesh.group.size == 1 else self.participants(round_)
         updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
-        weights = torch.from_numpy(self.shares(round_, agents, acting))
-        update = self.mesh.weighted_sum(weights, updates)
-        for name, row in self.step(state, update).items():
-            state.theta[name] = share(row, self.mesh.hosted)
+        shares = self.shares(round_, agents, acting)
+        if self.compression:
+            update = self._known(
+                state, round_, agents, updates, shares * len(acting) / self.update_scale[agents]
+            )
+        else:
+            update = self.mesh.weighted_sum(torch.from_numpy(shares), updates)
+        row = self.step(state, update)
+        for name, tensor in row.items():
+            state.theta[name] = share(tensor, self.mesh.hosted)
+        self.remember(state, self.broadcast(state, round_, row, "model") if self.compression else row)
         return state
+
+    def _known(
+        self,
+        state: State,
+        round_: int,
+        agents: Int[np.ndarray, " own"],
+        updates: Params,
+        scale: Float[np.ndarray, " own"],
+    ) -> Params:
+        """What the server knows of everybody's updates, sum_i w_i g_i, after the participants' messages."""
+        factor = torch.from_numpy(scale)
+        target = {name: tensor * spread(factor, tensor) for name, tensor in updates.items()}
+        before = {name: state.memory[f"update/{name}"] for name in target}
+        before = take(before, self.mesh.rows(agents))
+        after = self.followed(state, round_, agents, target, "update")
+        change = {name: after[name] - before[name] for name in target}
+        found = {}
+        weights = torch.from_numpy(self.population.weights[agents])
+        for name, moved in self.mesh.weighted_sum(weights, change).items():
+            found[name] = state.memory[f"updates/{name}"] + moved
+            state.memory[f"updates/{name}"] = found[name]
+        return found
+
+    def broadcast(self, state: State, round_: int, row: Params, purpose: str) -> Params:
+        """What all hear of a row (1, ...) of the server's, which they knew as `memory` says under `purpose`."""
+        known = {name: state.memory[f"{purpose}/{name}"] for name in row}
+        seeds = message_seeds(self.population.seed, f"server's {purpose}", round_, np.arange(1))
+        _, heard = follow(known, row, self.compression, seeds)
+        state.memory |= {f"{purpose}/{name}": tensor for name, tensor in heard.items()}
+        return heard
+
+    def remember(self, state: State, row: Params) -> None:
+        """After the server's step, `row` (1, ...) being what agents know of the model: nothing, unless said otherwise."""
 
     def shares(
         self, round_: int, agents: Int[np.ndarray, " own"], acting: Int[np.ndarray, " active"]
@@ -75,5 +135,6 @@ class Server(Method):
         return {name: state.theta[name][:1] + change for name, change in update.items()}
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
-        """Each participant fetches a model and sends an update."""
-        return 2 * model_bytes * len(self.participants(round_))
+        """Each participant fetches a model and sends an update; differences of models must be heard by all."""
+        down = self.agents if self.compression else len(self.participants(round_))
+        return model_bytes * (down + len(self.participants(round_)))
