@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefmesh import run as running
 from prefmesh import sweep as sweeping
+from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.errors import InputError
 from prefmesh.interruption import Interrupted
 from prefmesh.sweep import Sweep, Variant, comparison, paired_differences, run_sweep, study
@@ -86,6 +87,31 @@ def test_graphs_are_ordered_by_their_gap_and_those_that_do_not_exist_are_left_ou
     assert "hypercube" not in names(study("topology", seven, [0]))  # no power of two
     with pytest.raises(InputError, match=r"method\.graph"):  # asked for by name, it is refused
         study("topology", seven, [0], ["hypercube"])
+
+
+def test_methods_on_one_budget():
+    """None sends more models or takes more steps than FedDPO does; each fits the agents."""
+    many = {"source": "builtin:town", "agents": 16, "town": {"users": 16, "pairs_per_user": 20}}
+    base = config(TOWN | {"preferences": many}, method={"name": "fed_dpo", "rounds": 40, "local_steps": 3})
+    sweep = study("methods", base, [0])
+    assert sweep.kind == "compare"
+    assert {"fed_dpo", "scaffold", "one_peer", "clustered", "fine_tuning", "local_only"} <= set(names(sweep))
+    population = Population(weights=np.full(16, 1 / 16), seed=0)
+    for variant in sweep.variants:
+        changed = base.replace(dict(variant.changes)).method
+        changed.check(16)
+        method = METHODS[changed.name](changed, population)
+        rounds = range(1, changed.rounds + 1)
+        if not method.compression:
+            assert (
+                sum(method.bytes_sent(r, model_bytes=10**6, data_bytes=0) for r in rounds) <= 1.02 * 40 * 32e6
+            )
+        assert sum(len(method.participants(r)) for r in rounds) <= 40 * 16
+    rounds = {variant.name: variant.changes["method"]["rounds"] for variant in sweep.variants}
+    assert (rounds["scaffold"], rounds["fed_buff"], rounds["dec_dpo"]) == (20, 80, 40)
+    assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
+    with pytest.raises(InputError, match="unknown name 'scafold'"):
+        study("methods", base, [0], ["scafold"])
 
 
 def test_heterogeneity_of_residents_and_of_files(tmp_path, monkeypatch):

@@ -54,19 +54,22 @@ def show_results(directory: Path, json: bool) -> None:
     """Write the report, then the table and the report's path, or JSON."""
     from prefmesh import terminal
     from prefmesh.reports import write_report
+    from prefmesh.reports.pareto import advice
     from prefmesh.reports.runs import read_results
     from prefmesh.reports.tables import as_json, difference_tables, pooled_accuracy, summary_tables
 
     path = write_report(directory)
     results = read_results(directory)
     if json:
-        terminal.print_json(as_json(results) | {"report": str(path)})
+        terminal.print_json(as_json(results) | {"advice": advice(results), "report": str(path)})
         return
     for table in (
         *summary_tables(results, terminal.out.width),
         *difference_tables(results, terminal.out.width),
     ):
         terminal.out.print(table)
+    for line in advice(results):
+        terminal.said(line)
     if (pooled := pooled_accuracy(results)) is not None:
         terminal.said(pooled)
     terminal.said(path)

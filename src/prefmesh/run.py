@@ -442,6 +442,11 @@ class Rounds:
                 self._save(take(state.theta, np.array([i])), place)
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
+        groups = method.groups(state)
+        if groups is not None and self.writes:
+            write_json(
+                self.out / "groups.json", dict(zip(experiment.census.names, groups.tolist(), strict=True))
+            )
         headline = evaluation.average if method.one_policy else evaluation.own
         if len(headline.rows) and self.writes:
             save_file(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.algorithms.methods.dec_dpo import DecDPOSettings
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import Diverged, InputError, unknown_name
@@ -79,7 +80,7 @@ def comparison(config: ExperimentConfig, seeds: Sequence[int]) -> Sweep:
 def study(
     name: str, config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None = None
 ) -> Sweep:
-    """One of the paper's ablations, or `heterogeneity` or `folds`. `values` replace the study's own.
+    """One of the paper's ablations, or `heterogeneity`, `methods` or `folds`. `values` replace the study's own.
 
     Raises `InputError` for an unknown study or a value that it cannot take.
     """
@@ -216,6 +217,71 @@ def _heterogeneity(config: ExperimentConfig, seeds: Sequence[int], values: Seque
     )
 
 
+def _methods(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+    """Every kind of method on the same data, none with more bytes or more local steps than FedDPO has in the config's rounds."""
+    agents, steps = _agents(config), _steps(config)
+    known = _method_settings(agents, steps["rounds"])
+    for name in values or []:
+        if name not in known:
+            raise unknown_name("--values", name, known)
+    variants = []
+    for name in values or known:
+        label, settings = known[name]
+        try:
+            rounds = _affordable({**steps, **settings}, agents)
+        except InputError:
+            if values:
+                raise
+            continue  # a default one that does not fit so many agents
+        variants.append(
+            Variant(name=name, label=label, changes={"method": steps | settings | {"rounds": rounds}})
+        )
+    return Sweep(
+        title=f"Methods on one budget, {agents} agents", kind="compare", variants=variants, seeds=seeds
+    )
+
+
+def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Labels and settings, by name."""
+    few = [{"name": "top_k", "share": 0.05}, "int8"]
+    ring: dict[str, Any] = {"name": "dec_dpo", "graph": "ring"}
+    return {
+        "fed_dpo": ("FedDPO", {"name": "fed_dpo"}),
+        "fed_prox": ("FedProx", {"name": "fed_prox"}),
+        "fed_adam": ("FedAdam", {"name": "fed_opt", "server_lr": 0.01}),
+        "scaffold": ("SCAFFOLD", {"name": "scaffold"}),
+        "fed_buff": ("FedBuff", {"name": "fed_buff", "buffer": -(-agents // 2)}),
+        "fed_dpo_compressed": ("FedDPO, top-k and int8", {"name": "fed_dpo", "compression": few}),
+        "dec_dpo": ("DecDPO, ring", ring),
+        "one_peer": ("DecDPO, one peer", {"name": "dec_dpo", "graph": "exponential", "schedule": "one_peer"}),
+        "dec_dpo_compressed": (
+            "DecDPO, ring, top-k and int8",
+            ring | {"compression": few, "consensus_step": 0.3},
+        ),
+        "gradient_tracking": ("Gradient tracking", {"name": "gradient_tracking", "graph": "ring"}),
+        "exact_diffusion": ("Exact diffusion", {"name": "exact_diffusion", "graph": "ring"}),
+        "push_sum": ("Push-sum", {"name": "push_sum"}),
+        "clustered": ("Clustered", {"name": "clustered", "warm_rounds": max(2, rounds // 5)}),
+        "fine_tuning": (
+            "FedDPO, then alone",
+            {"name": "fine_tuning", "personal_rounds": max(1, rounds // 4)},
+        ),
+        "local_only": ("Local only", {"name": "local_only"}),
+    }
+
+
+def _affordable(settings: dict[str, Any], agents: int) -> int:
+    """Rounds of a method that send no more models and take no more local steps than FedDPO's would. Compressed messages count as
+    whole ones."""
+    cls = METHODS[settings["name"]]
+    made = cls.Settings(**settings)
+    made.check(agents)
+    method = cls(made, Population(weights=np.full(agents, 1 / agents), seed=0))
+    rounds = made.rounds
+    sent, acting = method.bytes_sent(1, model_bytes=1, data_bytes=0), len(method.participants(1))
+    return min(rounds * 2 * agents // max(1, sent), rounds * agents // acting) if sent else rounds
+
+
 def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
     if not config.evaluation.held_out:
         raise InputError(
@@ -244,6 +310,7 @@ STUDIES: dict[str, Callable[[ExperimentConfig, Sequence[int], Sequence[str] | No
     "staleness": _staleness,
     "heterogeneity": _heterogeneity,
     "folds": _folds,
+    "methods": _methods,
 }
 
 

@@ -91,6 +91,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {**DEC, "compression": [{"name": "random_k", "share": 0.3}], "consensus_step": 0.5},
         "optimizer": ADAMW,
     },
+    "fine-tuning": {"method": {**FED, "name": "fine_tuning", "personal_rounds": 2}, "optimizer": ADAMW},
+    "clustered": {
+        "method": {**FED, "name": "clustered", "clusters": 2, "warm_rounds": 3},
+        "optimizer": ADAMW,
+    },
     "alone": {"method": {"name": "local_only", "rounds": 5}, "optimizer": ADAMW},
 }
 LORA = (

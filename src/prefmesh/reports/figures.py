@@ -19,6 +19,7 @@ from prefmesh.reports.curves import (
     study_figure,
 )
 from prefmesh.reports.graphs import graph_figure, graph_title, spectrum_words
+from prefmesh.reports.pareto import trades
 from prefmesh.reports.people import ranked_figure, strips_figure
 from prefmesh.reports.runs import Results, Row, Run, Variant, value
 from prefmesh.reports.series import Curve, Users, curve, mean, users, worst_tenth
@@ -29,7 +30,7 @@ class Plate:
     """A figure and its words. `description` tells what is seen to who cannot see it."""
 
     name: str  # of the file, without suffix
-    section: str  # "training", "study", "users" or "graph"
+    section: str  # "study", "trade", "training", "users" or "graph"
     title: str
     caption: str
     description: str
@@ -60,7 +61,7 @@ METRICS = (
         y_label="held-out accuracy",
         scale="percent",
         caption="Share of held-out pairs on which the policy prefers what the user chose; ties count one half. "
-        "Of the average model, except for local-only training, where each agent's own model answers its own users.",
+        "Of the average model, except for local-only training and personal methods, where each agent's own model answers its own users.",
         parts=(
             (HEADLINE, "all pairs"),
             ("eval/own/rewards/accuracies", "each agent's own model"),
@@ -161,6 +162,8 @@ def plates(results: Results) -> Iterator[Plate]:
     """Every figure that the results have data for, in the order of the report."""
     if results.kind == "study":
         yield from study_plates(results)
+    for trade in trades(results):
+        yield Plate(section="trade", **vars(trade))
     for metric in METRICS:
         for axis in metric.axes:
             yield from curve_plates(results, metric, axis)

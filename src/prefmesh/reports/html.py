@@ -13,13 +13,20 @@ from markupsafe import Markup
 
 from prefmesh.reports import tables
 from prefmesh.reports.figures import Plate, variant_users
+from prefmesh.reports.pareto import advice
 from prefmesh.reports.people import ENOUGH_USERS
 from prefmesh.reports.runs import Results, Row, Run, Variant, value
 from prefmesh.reports.series import binomial_null, tenth, worst_tenth
 from prefmesh.reports.svg import inline_svg
 
 MOST_USERS_LISTED = 20
-SECTIONS = {"study": "What the study varies", "training": "Training", "users": "Users", "graph": "Graph"}
+SECTIONS = {
+    "study": "What the study varies",
+    "trade": "What is traded",
+    "training": "Training",
+    "users": "Users",
+    "graph": "Graph",
+}
 
 
 def fill(template: str, **context: Any) -> str:
@@ -47,6 +54,7 @@ def render(results: Results, drawn: Sequence[tuple[Plate, bytes]]) -> str:
         ),
         interval=any(row["accuracy"] and row["accuracy"].get("low") is not None for row in rows),
         state=state_lines(results),
+        advice=advice(results),
         pooled=tables.pooled_accuracy(results),
         columns=columns,
         rows=[

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefmesh.errors import InputError
 
 Row = dict[str, Any]
+PERSONAL = ("local_only", "fine_tuning", "clustered")
+"""Methods whose result is each agent's own policy, for runs that have no summary yet."""
+
 Kind = Literal["run", "compare", "study"]
 
 
@@ -57,7 +60,7 @@ class Run:
     @property
     def accuracy_key(self) -> str:
         """The accuracy that counts for this method: of the average model, or of each agent's own."""
-        default = "own" if self.method == "local_only" else "average"
+        default = "own" if self.method in PERSONAL else "average"
         own = self.summary.get("headline", default) == "own"
         return "eval/own/rewards/accuracies" if own else "eval/rewards/accuracies"
 

@@ -95,7 +95,7 @@ COLUMNS = (
         key="accuracy",
         header="accuracy (%)",
         meaning="Share of held-out pairs on which the policy's implicit reward is higher for what the user chose; ties "
-        "count one half. Of the average model; for local-only training, of each agent's own model on its own users.",
+        "count one half. Of the average model; for local-only training and personal methods, of each agent's own model on its own users.",
         read=lambda run: run.last(run.accuracy_key),
         write=percent,
         difference=True,
@@ -104,7 +104,7 @@ COLUMNS = (
         key="ceiling",
         header="ceiling (%)",
         meaning="The best accuracy that can be expected on these pairs, since simulated users' answers are noisy: of one "
-        "policy for all; for local-only training, of policies that know each user. Unknown for real users.",
+        "policy for all; for local-only training and personal methods, of policies that know each user. Unknown for real users.",
         read=lambda run: run.ceiling,
         write=percent,
         spread=False,

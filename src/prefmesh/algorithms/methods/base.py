@@ -159,6 +159,10 @@ class Method(ABC):
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """The state after the round, `end` being the rows that the participants hosted here reached. It may be used up."""
 
+    def groups(self, state: State) -> Int[np.ndarray, " agents"] | None:
+        """Which agents share a policy, where the method found groups: a number for each."""
+        return None
+
     @abstractmethod
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
         """Bytes that a deployment, a process for each agent, would send in this round; `data_bytes`: of all training pairs."""
