@@ -18,9 +18,11 @@ def test_entries_are_rounded_to_a_neighbouring_level(stage, x):
     row = torch.tensor([x], dtype=torch.float32)
     found = compress({"x": row}, (stage,), SEEDS[:1])["x"].double()
     step = row.abs().max().double() / stage.levels
-    assert ((found - row).abs() <= step * (1 + 1e-5)).all()
+    # Below float32's normal numbers a level itself is rounded, by 2^-150 at most.
+    least = stage.levels * 2.0**-150
+    assert ((found - row).abs() <= step * (1 + 1e-5) + least).all()
     top = row.abs() == row.abs().max()
-    assert torch.allclose(found[top], row[top].double(), rtol=1e-6, atol=1e-44)
+    assert torch.allclose(found[top], row[top].double(), rtol=1e-6, atol=least)
 
 
 @pytest.mark.parametrize("stage", [Int8(), Int4()])
