@@ -48,7 +48,8 @@ def loss_and_gradient(
 ) -> tuple[Float[Tensor, " agents"], Params, PairLogProbs]:
     """Each agent's weighted loss sum_b weights_b loss_b, its gradient, and the (detached) log-probabilities.
 
-    An agent's pairs are a batch; `alone`: each is one of its own (see `pair_loss`). The sum over agents is differentiated once: agents share no parameter, so its gradient in row i is agent i's own.
+    An agent's pairs are a batch; `alone`: each is one of its own (see `pair_loss`). The sum over agents is differentiated once:
+    agents share no parameter, so its gradient in row i is agent i's own.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     log_probs = replace(problem.log_probs(leaves, rows), weights=weights)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.gradients import Problem, loss_and_gradient
-from prefmesh.algorithms.state import put, take
+from prefmesh.algorithms.state import put, spread, take
 from prefmesh.objectives import PairLogProbs, rounding
 from prefmesh.policies.base import Params
 
@@ -86,9 +86,7 @@ def local_steps(
             total.index_add_(0, torch.from_numpy(moving).to(total.device), values)
     taken = torch.from_numpy(counts)
     stats = {key: total / taken.to(total) for key, total in sums.items()}
-    gradients = {
-        name: total / taken.to(total).view(-1, *[1] * (total.dim() - 1)) for name, total in seen.items()
-    }
+    gradients = {name: total / spread(taken, total) for name, total in seen.items()}
     return Steps(theta=theta, optimizer=optimizer, stats=stats, gradients=gradients)
 
 

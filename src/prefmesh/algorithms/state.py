@@ -101,7 +101,7 @@ def put(params: dict[str, Tensor], agents: Int[np.ndarray, " chosen"], rows: dic
             tensor.index_copy_(0, index.to(tensor.device), rows[name].to(tensor.dtype))
 
 
-def spread(values: Float[Tensor, " agents"], like: Tensor) -> Tensor:
+def spread(values: Float[Tensor, " agents"] | Int[Tensor, " agents"], like: Tensor) -> Tensor:
     """A number for each agent, shaped to multiply a tensor (agents, ...)."""
     return values.to(like).view(-1, *[1] * (like.dim() - 1))
 

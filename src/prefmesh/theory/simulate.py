@@ -80,9 +80,10 @@ def fed_dpo(
     theta0: np.ndarray | None = None,
 ) -> Trajectory:
     """FedDPO with plain SGD (docs/theory, eq. (3.1)). `batch_size` None: full shards; else drawn with replacement."""
-    settings = {"participation": participation, "staleness": staleness}
-    member = Member(problem, "fed_dpo", settings, seed=seed)
-    return _trajectory(member, lr, rounds, local_steps, batch_size, theta0)
+    return method(
+        problem, "fed_dpo", lr=lr, rounds=rounds, local_steps=local_steps, batch_size=batch_size, seed=seed, theta0=theta0,
+        participation=participation, staleness=staleness,
+    )  # fmt: skip
 
 
 def dec_dpo(
