@@ -400,7 +400,7 @@ class Rounds:
         return evaluation
 
     def _evaluate(self, state: State, round_: int) -> Evaluation:
-        return self.experiment.evaluator.evaluate(state.theta, round_)
+        return self.experiment.evaluator.evaluate(self.experiment.method.policies(state), round_)
 
     def _diverged(self, round_: int, what: str) -> Diverged:
         """The error to raise, after the summary is written."""
@@ -430,16 +430,14 @@ class Rounds:
     def _finish(self, state: State, evaluation: Evaluation) -> dict[str, Any]:
         """Policies, held-out figures, and last the summary, which marks the run as done."""
         experiment, method = self.experiment, self.experiment.method
-        mean = experiment.evaluator.mean(state.theta)
+        policies = method.policies(state)
+        mean = experiment.evaluator.mean(policies)
         if self.writes:
             self._save(mean, self.out / "policy")
-        if (
-            experiment.evaluator.differ(state.theta)
-            and getattr(self.config.policy, "train", "lora") == "lora"
-        ):
+        if experiment.evaluator.differ(policies) and getattr(self.config.policy, "train", "lora") == "lora":
             for i in range(method.mesh.hosted):
                 place = self.out / "adapters" / f"agent_{method.mesh.first + i:04d}"
-                self._save(take(state.theta, np.array([i])), place)
+                self._save(take(policies, np.array([i])), place)
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
         groups = method.groups(state)

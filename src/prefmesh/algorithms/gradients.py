@@ -58,6 +58,24 @@ def loss_and_gradient(
     return losses.detach(), dict(zip(leaves, gradient, strict=True)), log_probs.detached()
 
 
+@torch.no_grad()
+def mean_losses(
+    problem: Problem,
+    params: Params,
+    rows: Int[np.ndarray, "agents steps batch"],
+    weights: Float[np.ndarray, "agents steps batch"],
+) -> Float[Tensor, " agents"]:
+    """Each agent's loss at its row of `params`, the mean over its batches; each batch's weights sum to 1."""
+    total = None
+    for step in range(rows.shape[1]):
+        w = torch.as_tensor(weights[:, step], dtype=problem.reference.dtype, device=problem.reference.device)
+        log_probs = replace(problem.log_probs(params, rows[:, step]), weights=w)
+        losses = (pair_loss(log_probs, problem.objective) * w).sum(1)
+        total = losses if total is None else total + losses
+    assert total is not None
+    return total / rows.shape[1]
+
+
 def global_loss_and_gradient(
     problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"], weights: Float[np.ndarray, " pairs"]
 ) -> tuple[float, Params]:

@@ -43,6 +43,19 @@ class Steps:
     gradients: Params
 
 
+@dataclass(frozen=True, kw_only=True)
+class Practice:
+    """What agents that share a pass can do with their own pairs of a round; of a method they ask no more than models (some, ...).
+
+    `learn(theta, correction, purpose)`: local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes
+    (""), and of what it names otherwise, for policies that an agent trains beside. `losses(theta)`: the mean loss over the round's
+    pairs, of each agent at its row.
+    """
+
+    learn: Callable[[Params, Correction | None, str], Steps]
+    losses: Callable[[Params], Float[Tensor, " some"]]
+
+
 def local_steps(
     problem: Problem,
     settings: optimizers.OptimizerSettings,

@@ -1,14 +1,17 @@
 """One round: participants start, take their local steps chunk by chunk, and are mixed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from prefmesh.algorithms import optimizers
-from prefmesh.algorithms.gradients import Problem
-from prefmesh.algorithms.local_rule import STATS, Steps, local_steps
+from prefmesh.algorithms.gradients import Problem, mean_losses
+from prefmesh.algorithms.local_rule import STATS, Correction, Practice, Steps, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.state import State, is_finite, joined, put, rows
@@ -93,29 +96,48 @@ class Learner:
         return optimizers.learning_rate(self.optimizer, round_, self.method.settings.rounds)
 
     def local(self, state: State, round_: int, agents: np.ndarray, theta: Params) -> Steps:
-        """Local steps of agents that are hosted here, in place in `theta` (some, ...) and in their moments."""
-        method, mine = self.method, self.method.mesh.rows(agents)
-        keep = self.optimizer.state == "keep"
-        if keep:
-            moments = rows(state.optimizer, mine)
-        else:
-            moments = optimizers.initial_state(self.optimizer, theta, len(agents))
+        """What agents that are hosted here do in a round: local steps in place in `theta` (some, ...) and in their moments."""
+        method = self.method
         batches, weights = self.batches(round_, agents, state.batches_drawn, method.settings.local_steps)
-        found = local_steps(
-            self.problem,
-            self.optimizer,
-            self.lr(round_),
-            theta,
-            moments,
-            batches,
-            weights,
-            steps=method.steps[agents],
-            correction=method.correction(state, round_, agents, theta),
-            keep_gradients=method.uses_gradients,
-        )
-        if keep:
-            put(state.optimizer, mine, moments)
-        return found
+
+        def learn(theta: Params, correction: Correction | None, purpose: str) -> Steps:
+            moments, put_back = self._moments(state, agents, theta, purpose)
+            found = local_steps(
+                self.problem,
+                self.optimizer,
+                self.lr(round_),
+                theta,
+                moments,
+                batches,
+                weights,
+                steps=method.steps[agents],
+                correction=correction,
+                keep_gradients=method.uses_gradients,
+            )
+            put_back()
+            return found
+
+        def losses(theta: Params) -> Float[Tensor, " some"]:
+            return mean_losses(self.problem, theta, batches, weights)
+
+        return method.local(state, round_, agents, theta, Practice(learn=learn, losses=losses))
+
+    def _moments(
+        self, state: State, agents: np.ndarray, theta: Params, purpose: str
+    ) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """The moments of agents hosted here, and what to call when they were changed."""
+        if self.optimizer.state != "keep":
+            return optimizers.initial_state(self.optimizer, theta, len(agents)), lambda: None
+        mine = self.method.mesh.rows(agents)
+        if not purpose:
+            kept = state.optimizer
+        else:
+            fresh = optimizers.initial_state(self.optimizer, theta, self.method.mesh.hosted)
+            kept = {
+                name: state.memory.setdefault(f"{purpose} {name}", tensor) for name, tensor in fresh.items()
+            }
+        moments = rows(kept, mine)
+        return moments, lambda: put(kept, mine, moments)
 
     def batches(
         self, round_: int, agents: np.ndarray, drawn: np.ndarray, steps: int

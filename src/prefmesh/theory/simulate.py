@@ -181,14 +181,14 @@ class Ensemble:
         if start.shape != (dim,) or not np.isfinite(start).all():
             raise ValueError(f"theta0: found shape {start.shape}; allowed: ({dim},), finite")
         state = self.learner.begin({"theta": torch.from_numpy(start.copy())[None]})
-        yield state.theta["theta"].numpy()
+        yield self.learner.method.policies(state)["theta"].numpy()
         for round_ in range(1, self.rounds + 1):
             state, measures = self.learner.round(state, round_)
             if not measures["parameters_finite"]:
                 raise FloatingPointError(
                     f"lr: the parameters stopped being finite in round {round_}; try a smaller one"
                 )
-            yield state.theta["theta"].numpy()
+            yield self.learner.method.policies(state)["theta"].numpy()
 
 
 def _together(members: Sequence[Member], rounds: int, local_steps: int) -> Method:

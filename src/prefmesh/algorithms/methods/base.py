@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.sparse import csr_array
 
-from prefmesh.algorithms.local_rule import Correction
+from prefmesh.algorithms.local_rule import Correction, Practice, Steps
 from prefmesh.algorithms.state import State, rows, take
 from prefmesh.compression import Chain, follow, layout_of, message_bytes, message_seeds
 from prefmesh.errors import InputError
@@ -155,9 +155,19 @@ class Method(ABC):
         """Where these agents, hosted here, begin: at their rows of Theta, unless said otherwise. Not to be written to."""
         return rows(state.theta, self.mesh.rows(agents))
 
+    def local(
+        self, state: State, round_: int, agents: Int[np.ndarray, " some"], theta: Params, practice: Practice
+    ) -> Steps:
+        """What these agents, hosted here, do with their pairs: E steps in place in `theta` (some, ...), from where they start."""
+        return practice.learn(theta, self.correction(state, round_, agents, theta), "")
+
     @abstractmethod
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """The state after the round, `end` being the rows that the participants hosted here reached. It may be used up."""
+
+    def policies(self, state: State) -> Params:
+        """What the agents hosted here use (hosted, ...): their rows of Theta, unless they train a policy beside it."""
+        return state.theta
 
     def groups(self, state: State) -> Int[np.ndarray, " agents"] | None:
         """Which agents share a policy, where the method found groups: a number for each."""
