@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := src tests benchmarks scripts examples
 STAMP := $(VENV)/.installed
+# Test files are dealt to so many processes, which take about 2 GiB each.
+WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -13,7 +15,7 @@ demo: $(STAMP)  ## Compare centralized, federated and decentralized DPO on the b
 	$(BIN)/prefmesh compare examples/town.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)  ## The tests: unit, property, equivalence, doctests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: lint types imports test  ## The whole gate, as CI runs it.
 

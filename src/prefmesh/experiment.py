@@ -20,7 +20,7 @@ from prefmesh.environment import cpu_name
 from prefmesh.errors import InputError
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.measure import Evaluator
-from prefmesh.mesh import ALONE, Group, Mesh
+from prefmesh.mesh import ALONE, FactoredMesh, Group, Mesh
 from prefmesh.policies.base import EncodedPairs, Params, Policy
 from prefmesh.policies.cache import Tensors, cached
 from prefmesh.policies.causal_lm import CausalLMPolicy
@@ -147,15 +147,32 @@ def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None
                 "neighbours; allowed: none, or a method of gossip such as dec_dpo"
             )
         method.neighbour_mixes = config.evaluation.neighbour_mixes
-    if group.size > 1:
-        if method.agents != agents or agents < group.size:
-            raise InputError(
-                f"runtime.processes: {group.size}, which cannot share {config.method.name}'s {method.agents} agent(s) of "
-                f"{agents} shards; allowed: 1{f' to {agents}' if method.agents == agents else ''}"
-            )
-        wire = config.runtime.wire_dtype()
-        method.mesh = Mesh(counts, group, wire) if counts else Mesh.of(agents, group, wire)
+    method.mesh = _mesh_of(config, method, None if group.size == 1 else counts, group)
+    if group.size > 1 and (method.agents != agents or agents < group.size):
+        raise InputError(
+            f"runtime.processes: {group.size}, which cannot share {config.method.name}'s {method.agents} agent(s) of "
+            f"{agents} shards; allowed: 1{f' to {agents}' if method.agents == agents else ''}"
+        )
     return method
+
+
+def _mesh_of(config: ExperimentConfig, method: Method, counts: list[int] | None, group: Group) -> Mesh:
+    """Where the method's agents live, and what is averaged there."""
+    kind = Mesh
+    if config.policy.lora_mixing == "product":
+        if not method.averages:
+            raise InputError(
+                f"policy.lora.mixing: product, but {config.method.name} does more with models than to average them, as it is set here; allowed: "
+                "factors, freeze_a, alternate, or fed_dpo, fed_prox, fine_tuning, dec_dpo, local_only or centralized without "
+                "compression, staleness and, without a server, weights by_size"
+            )
+        if method.neighbour_mixes is not None:
+            raise InputError(
+                "evaluation.neighbour_mixes: neighbours cannot mix gradients as products; allowed with policy.lora.mixing product: none"
+            )
+        kind = FactoredMesh
+    wire = config.runtime.wire_dtype()
+    return kind(counts, group, wire) if counts else kind.of(method.agents, group, wire)
 
 
 def assembled(
@@ -259,10 +276,16 @@ def _load_pairs(
 
 @lru_cache(maxsize=1)
 def _load_policy(
-    kind: type[PolicySettings], settings_json: str, stamp: str, device: str, dtype: str, checkpointing: bool
+    kind: type[PolicySettings],
+    settings_json: str,
+    stamp: str,
+    device: str,
+    dtype: str,
+    checkpointing: bool,
+    seed: int,
 ) -> Policy:
     settings = kind.model_validate_json(settings_json)
-    return load_policy(settings, device=device, dtype=dtype, checkpointing=checkpointing)
+    return load_policy(settings, device=device, dtype=dtype, checkpointing=checkpointing, seed=seed)
 
 
 def policy_of(config: ExperimentConfig) -> Policy:
@@ -274,6 +297,8 @@ def policy_of(config: ExperimentConfig) -> Policy:
         config.runtime.torch_device(),
         config.runtime.dtype,
         config.runtime.gradient_checkpointing,
+        # Another seed is another policy where factors are frozen, and only there.
+        config.seed if config.policy.lora_mixing == "freeze_a" else 0,
     )
 
 

@@ -343,7 +343,9 @@ class Rounds:
             )
             line["bytes_sent"] = self.experiment.method.bytes_sent(
                 round_,
-                model_bytes=self.experiment.method.message_bytes(state.theta),
+                model_bytes=self.experiment.method.message_bytes(
+                    self.experiment.policy.trained(state.theta, round_)
+                ),
                 data_bytes=self.data_bytes,
             )
             line |= found

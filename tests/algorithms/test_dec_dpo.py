@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefmesh.algorithms.consensus import consensus_error
 from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.algorithms.methods.dec_dpo import DecDPOSettings
-from prefmesh.algorithms.rounds import consensus_error
 from prefmesh.errors import InputError
 from prefmesh.mesh.products import mix
 from tests import problems

@@ -45,14 +45,16 @@ def loss_and_gradient(
     weights: Float[Tensor, "agents pairs"],
     *,
     alone: bool = False,
+    resting: Params | None = None,
 ) -> tuple[Float[Tensor, " agents"], Params, PairLogProbs]:
     """Each agent's weighted loss sum_b weights_b loss_b, its gradient, and the (detached) log-probabilities.
 
-    An agent's pairs are a batch; `alone`: each is one of its own (see `pair_loss`). The sum over agents is differentiated once:
+    An agent's pairs are a batch; `alone`: each is one of its own (see `pair_loss`). `resting`: parameters that are not
+    differentiated. The sum over agents is differentiated once:
     agents share no parameter, so its gradient in row i is agent i's own.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-    log_probs = replace(problem.log_probs(leaves, rows), weights=weights)
+    log_probs = replace(problem.log_probs(leaves | (resting or {}), rows), weights=weights)
     losses = (pair_loss(log_probs, problem.objective, alone=alone) * weights).sum(1)
     gradient = torch.autograd.grad(losses.sum(), list(leaves.values()))
     return losses.detach(), dict(zip(leaves, gradient, strict=True)), log_probs.detached()

@@ -68,10 +68,12 @@ def local_steps(
     steps: Int[ndarray, " agents"] | None = None,
     correction: Correction | None = None,
     keep_gradients: bool = False,
+    resting: Params | None = None,
 ) -> Steps:
     """theta_i <- theta_i - lr direction_i, once per batch of `rows`; each batch's weights sum to 1.
 
-    `steps`: how many of its batches each agent takes; none: all. `correction`: applied to every gradient.
+    `steps`: how many of its batches each agent takes; none: all. `correction`: applied to every gradient. `resting` (agents, ...):
+    parameters that stay as they are.
     """
     counts = np.full(len(rows), rows.shape[1]) if steps is None else steps
     sums, seen = {}, {name: torch.zeros_like(tensor) for name, tensor in theta.items() if keep_gradients}
@@ -83,7 +85,8 @@ def local_steps(
         w = torch.as_tensor(
             weights[moving, step], dtype=problem.reference.dtype, device=problem.reference.device
         )
-        losses, gradient, log_probs = loss_and_gradient(problem, own, rows[moving, step], w)
+        still = take(resting, moving) if resting and not everybody else resting or {}
+        losses, gradient, log_probs = loss_and_gradient(problem, own, rows[moving, step], w, resting=still)
         for name, total in seen.items():
             total.index_add_(0, torch.from_numpy(moving).to(total.device), gradient[name])
         if correction is not None:

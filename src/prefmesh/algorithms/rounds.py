@@ -1,6 +1,5 @@
 """One round: participants start, take their local steps chunk by chunk, and are mixed."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,16 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prefmesh.algorithms import optimizers
+from prefmesh.algorithms.consensus import Weighted, consensus_error, mixing_error
 from prefmesh.algorithms.gradients import Problem, mean_losses
 from prefmesh.algorithms.local_rule import STATS, Correction, Practice, Steps, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.state import State, is_finite, joined, put, rows
-from prefmesh.mesh import Mesh
 from prefmesh.policies.base import Params
-
-CONSENSUS_BLOCK = 2**20
-"""Numbers that the consensus error is taken over at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +36,9 @@ class Learner:
         state = self.method.begin(row)
         if self.optimizer.state == "keep":
             state.optimizer = optimizers.initial_state(self.optimizer, row, self.method.mesh.hosted)
+            for turn in range(1, self.problem.policy.turns):
+                if "steps" in state.optimizer:
+                    state.optimizer[f"steps/{turn}"] = torch.zeros_like(state.optimizer["steps"])
         return state
 
     def round(self, state: State, round_: int, *, consensus: bool = True) -> tuple[State, dict[str, float]]:
@@ -51,17 +50,20 @@ class Learner:
         method, mesh = self.method, self.method.mesh
         active = method.participants(round_)
         own = mesh.here(active)
-        end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in state.theta.items()}
+        whole, policy = state.theta, self.problem.policy
+        trained = policy.trained(whole, round_)
+        end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in trained.items()}
         stats, gradients = [], []
         # As few passes as there must be, of like size: a last one of few agents would not pay.
         passes = -(-len(own) // self.agents_per_pass)
         for here in np.array_split(np.arange(len(own)), passes) if passes else ():
             agents = own[here]
-            start = method.start(state, round_, agents)
+            start = dict(method.start(state, round_, agents))
             # Steps are taken in place, in the rows that the participants will have reached.
-            theta = {name: tensor[here[0] : here[-1] + 1].copy_(start[name]) for name, tensor in end.items()}
-            del start
-            found = self.local(state, round_, agents, theta)
+            theta = {
+                name: tensor[here[0] : here[-1] + 1].copy_(start.pop(name)) for name, tensor in end.items()
+            }
+            found = self.local(state, round_, agents, theta, start)
             stats.append(found.stats)
             gradients.append(found.gradients)
         each = method.shards.shape[1]
@@ -73,12 +75,19 @@ class Learner:
             for key in STATS
         }
         measures["lr"] = self.lr(round_)
+        resting = {name: tensor for name, tensor in whole.items() if name not in trained}
         if consensus:
-            measures["consensus_error_before_mixing"] = self._consensus_error(end, round_, len(active))
+            reached = end | rows(resting, mesh.rows(own))
+            measures["consensus_error_before_mixing"] = self._consensus_error(reached, round_, len(active))
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
+        meant = self._meant(state, round_, own, end | rows(resting, mesh.rows(own))) if consensus else None
+        state.theta = dict(trained)
         state = method.mix(state, round_, own, end)
+        state.theta = {name: state.theta.get(name, tensor) for name, tensor in whole.items()}
         state.gradients = {}
+        if meant is not None:
+            measures["lora/mixing_error"] = mixing_error(mesh, meant, self._left(state))
         if consensus:
             measures["consensus_error"] = (
                 0.0 if method.one_row else self._consensus_error(state.theta, round_, method.agents)
@@ -91,17 +100,40 @@ class Learner:
         middle = self.method.gossip(theta, round_) if by_neighbours else None
         return consensus_error(theta, self.method.mesh, agents, middle)
 
+    def _meant(self, state: State, round_: int, agents: np.ndarray, end: Params) -> Weighted | None:
+        """Copies of the factors whose products mixing is to average; none where it does more, or there are none."""
+        meant = self.method.meant(state, round_, agents, end) if self.problem.policy.factors(end) else None
+        if meant is None:
+            return None
+        weights, models = meant
+        return weights, {name: tensor.clone() for name, tensor in self.problem.policy.factors(models).items()}
+
+    def _left(self, state: State) -> Weighted:
+        """The models after mixing, each with its share of the network's mean: under a server, process 0 has the only one."""
+        method, policy = self.method, self.problem.policy
+        if not method.one_row:
+            return torch.full((method.mesh.hosted,), 1 / method.agents, dtype=torch.float64), policy.factors(
+                state.theta
+            )
+        row = {name: tensor[:1] for name, tensor in state.theta.items()}
+        return torch.tensor([float(method.mesh.group.rank == 0)], dtype=torch.float64), policy.factors(row)
+
     def lr(self, round_: int) -> float:
         """The step size in that round."""
         return optimizers.learning_rate(self.optimizer, round_, self.method.settings.rounds)
 
-    def local(self, state: State, round_: int, agents: np.ndarray, theta: Params) -> Steps:
-        """What agents that are hosted here do in a round: local steps in place in `theta` (some, ...) and in their moments."""
+    def local(
+        self, state: State, round_: int, agents: np.ndarray, theta: Params, resting: Params | None = None
+    ) -> Steps:
+        """What agents that are hosted here do in a round: local steps in place in `theta` (some, ...) and in their moments.
+
+        `resting` (some, ...): parameters that this round does not train.
+        """
         method = self.method
         batches, weights = self.batches(round_, agents, state.batches_drawn, method.settings.local_steps)
 
         def learn(theta: Params, correction: Correction | None, purpose: str) -> Steps:
-            moments, put_back = self._moments(state, agents, theta, purpose)
+            moments, put_back = self._moments(state, round_, agents, theta, purpose)
             found = local_steps(
                 self.problem,
                 self.optimizer,
@@ -113,31 +145,37 @@ class Learner:
                 steps=method.steps[agents],
                 correction=correction,
                 keep_gradients=method.uses_gradients,
+                resting=resting,
             )
             put_back()
             return found
 
         def losses(theta: Params) -> Float[Tensor, " some"]:
-            return mean_losses(self.problem, theta, batches, weights)
+            return mean_losses(self.problem, theta | (resting or {}), batches, weights)
 
         return method.local(state, round_, agents, theta, Practice(learn=learn, losses=losses))
 
     def _moments(
-        self, state: State, agents: np.ndarray, theta: Params, purpose: str
+        self, state: State, round_: int, agents: np.ndarray, theta: Params, purpose: str
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
         """The moments of agents hosted here, and what to call when they were changed."""
+        fresh = optimizers.initial_state(self.optimizer, theta, len(agents))
         if self.optimizer.state != "keep":
-            return optimizers.initial_state(self.optimizer, theta, len(agents)), lambda: None
+            return fresh, lambda: None
         mine = self.method.mesh.rows(agents)
-        if not purpose:
-            kept = state.optimizer
-        else:
-            fresh = optimizers.initial_state(self.optimizer, theta, self.method.mesh.hosted)
-            kept = {
-                name: state.memory.setdefault(f"{purpose} {name}", tensor) for name, tensor in fresh.items()
-            }
-        moments = rows(kept, mine)
-        return moments, lambda: put(kept, mine, moments)
+        kept = state.memory if purpose else state.optimizer
+        if purpose and f"{purpose} {next(iter(fresh), '')}" not in kept:
+            everybodys = optimizers.initial_state(self.optimizer, theta, self.method.mesh.hosted)
+            kept |= {f"{purpose} {name}": tensor for name, tensor in everybodys.items()}
+        # Steps are counted apart for parameters that take turns.
+        turn = (round_ - 1) % self.problem.policy.turns
+        names = {
+            name: f"{purpose} {name}" if purpose else f"{name}/{turn}" if turn and name == "steps" else name
+            for name in fresh
+        }
+        moments = {name: kept[key] for name, key in names.items()}
+        mine_of = rows(moments, mine)
+        return mine_of, lambda: put(moments, mine, mine_of)
 
     def batches(
         self, round_: int, agents: np.ndarray, drawn: np.ndarray, steps: int
@@ -158,31 +196,3 @@ class Learner:
             return array.transpose(0, 2, 1, 3).reshape(len(agents), steps, -1)
 
         return side_by_side(rows), side_by_side(weights)
-
-
-def consensus_error(
-    theta: Params, mesh: Mesh | None = None, of: int | None = None, middle: Params | None = None
-) -> float:
-    """e = (1/N) sum_i ||theta_i - mean||^2, over all tensors; 0 where all agents share one row.
-
-    `mesh`, `of`: where the rows of `of` agents live, those of this process being `theta`; none: all are here. `middle`: what each
-    of these takes for the mean, (agents, ...).
-    """
-    elsewhere = mesh if mesh is not None and mesh.group.size > 1 else None
-    if elsewhere and middle is None:
-        middle = elsewhere.mean(theta, of or 0)
-    total = 0.0
-    for name, tensor in theta.items():
-        agents = tensor.shape[0]
-        if not elsewhere and (agents == 1 or tensor.stride(0) == 0):
-            continue
-        flat = tensor.reshape(agents, math.prod(tensor.shape[1:]))
-        centre = None if middle is None else middle[name].reshape(-1, flat.shape[1])
-        # Some columns at a time: what is taken on the way stays small.
-        width = max(1, CONSENSUS_BLOCK // max(1, agents))
-        for i, part in enumerate(flat.split(width, dim=1)):
-            at = part.mean(0) if centre is None else centre[:, i * width : (i + 1) * width]
-            total += float((part - at).square().sum(dtype=torch.float64))
-    if elsewhere:
-        total = float(elsewhere.group.total(np.array([total]))[0])
-    return total / (of or next(iter(theta.values())).shape[0])

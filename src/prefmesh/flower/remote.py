@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 
 from prefmesh.algorithms import optimizers
+from prefmesh.algorithms.consensus import consensus_error
 from prefmesh.algorithms.gradients import norm_sq
 from prefmesh.algorithms.local_rule import STATS
 from prefmesh.algorithms.methods import Method
-from prefmesh.algorithms.rounds import consensus_error
 from prefmesh.algorithms.state import State, take
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError, PeerLost
@@ -82,6 +82,10 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
         )
     if method.compression:
         raise InputError("method.compression: Flower sends rows as they are; allowed: none")
+    if config.policy.lora_mixing == "alternate":
+        raise InputError(
+            "policy.lora.mixing: alternate, but sites send all factors; allowed under Flower: factors, freeze_a, product"
+        )
     if config.runtime.processes > 1:
         raise InputError(f"runtime.processes: {config.runtime.processes}; allowed under Flower: 1")
     if config.evaluation.samples > 0 and hasattr(config.policy, "train"):
@@ -270,6 +274,10 @@ class RemoteExperiment:
             raise InputError(f"{len(told)} sites told of {len(census.sizes)} agents; allowed: one each")
         method = method_of(config, census, None, Group())
         refuse_elsewhere(config, method)
+        if aggregate is not None and config.policy.lora_mixing == "product":
+            raise InputError(
+                "policy.lora.mixing: product; allowed with another aggregation than the mean: factors, freeze_a"
+            )
         if aggregate is not None and config.objective.weights != "uniform":
             raise InputError(
                 "objective.weights: by_size; allowed with another aggregation than the mean: uniform"

@@ -1,6 +1,7 @@
 """Where agents live: which of them this process hosts, and how rows of Theta travel between processes."""
 
+from prefmesh.mesh.factored import FactoredMesh, factor_pairs
 from prefmesh.mesh.group import ALONE, Group
 from prefmesh.mesh.mesh import Mesh
 
-__all__ = ["ALONE", "Group", "Mesh"]
+__all__ = ["ALONE", "FactoredMesh", "Group", "Mesh", "factor_pairs"]

@@ -82,6 +82,19 @@ class Policy(Protocol):
         """One row (1, ...) at which the policy equals the reference."""
         ...
 
+    @property
+    def turns(self) -> int:
+        """How many parts of the parameters are trained in turn, one a round; 1: all in every round."""
+        ...
+
+    def trained(self, params: Params, round_: int) -> Params:
+        """Those of the parameters that round `round_` (from 1) trains and mixes."""
+        ...
+
+    def factors(self, params: Params) -> Params:
+        """LoRA's factors (agents, ...), the frozen ones too; {} where there are none."""
+        ...
+
     def encode(self, pairs: Sequence[Pair]) -> Any:
         """Pairs in this policy's own form, which is an `EncodedPairs`."""
         ...

@@ -36,7 +36,8 @@ ACTIVATIONS_PER_LAYER = 16
 class CausalLMPolicy:
     """`train="lora"` stacks adapters on the frozen model, `train="full"` stacks copies of all its weights.
 
-    `checkpointing`: layers keep their input alone for the backward pass and are computed again in it.
+    `checkpointing`: layers keep their input alone for the backward pass and are computed again in it. `seed`: what A is drawn from
+    where it is frozen (`lora.mixing: freeze_a`), and so no agent's parameter.
     """
 
     usual_pass_bytes = BYTES_PER_PASS
@@ -50,6 +51,7 @@ class CausalLMPolicy:
         lora_settings: lora.LoraSettings | None = None,
         max_length: int = 512,
         checkpointing: bool = False,
+        seed: int = 0,
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -64,6 +66,11 @@ class CausalLMPolicy:
         self._fingerprint = _hash_tensors(model.state_dict())
         kernels.quicken(model)
         self.targets = lora.inject(model, self.lora_settings) if train == "lora" else []
+        self.frozen_factors: Params = {}
+        """A of every layer (1, r, in) where it is frozen."""
+        if train == "lora" and self.lora_settings.mixing == "freeze_a":
+            self.frozen_factors = {n: t for n, t in self._factors(seed).items() if n.endswith(".lora_A")}
+            lora.freeze_a(model, self.frozen_factors)
         self._runner = _Runner(model)
         self._head_is_plain = _head_is_plain(model)
         self._reader = Reader(model)
@@ -80,10 +87,34 @@ class CausalLMPolicy:
         """LoRA: A drawn, B zero. Full: the reference's own weights. Either way the policy equals the reference."""
         if self.train == "full":
             return {name: tensor.detach().unsqueeze(0) for name, tensor in self.model.named_parameters()}
+        return {
+            name: tensor for name, tensor in self._factors(seed).items() if name not in self.frozen_factors
+        }
+
+    def _factors(self, seed: int) -> Params:
         # Factors on a half-precision base are kept in float32: their updates would be lost to rounding.
         dtype = self.dtype if self.dtype.itemsize >= 4 else torch.float32
         factors = lora.initial_factors(self.model, self.targets, seed)
         return {name: tensor.to(self.device, dtype) for name, tensor in factors.items()}
+
+    @property
+    def turns(self) -> int:
+        """2 where B and A alternate."""
+        return 2 if self.train == "lora" and self.lora_settings.mixing == "alternate" else 1
+
+    def trained(self, params: Params, round_: int) -> Params:
+        """All; where they alternate B in odd rounds, A in even ones: while B is zero, A has no gradient."""
+        if self.turns == 1:
+            return params
+        factor = ".lora_B" if round_ % 2 else ".lora_A"
+        return {name: tensor for name, tensor in params.items() if name.endswith(factor)}
+
+    def factors(self, params: Params) -> Params:
+        """A and B; the frozen A as each agent's."""
+        if self.train == "full":
+            return {}
+        agents = _agents(params)
+        return {name: tensor.expand(agents, -1, -1) for name, tensor in self.frozen_factors.items()} | params
 
     def fingerprint(self) -> str:
         """Hash of the frozen weights and their precision."""

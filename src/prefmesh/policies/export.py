@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from prefmesh.errors import InputError
@@ -21,7 +22,7 @@ def save_policy(policy: CausalLMPolicy, row: Params, directory: Path, *, base: s
     LoRA: `adapter_config.json` and `adapter_model.safetensors`, as `peft` and vLLM load them. Full: `config.json` and
     `model.safetensors`. The tokenizer goes along.
     """
-    single = {name: tensor[0].detach().cpu() for name, tensor in row.items()}
+    single = {name: tensor[0].detach().cpu() for name, tensor in (policy.frozen_factors | row).items()}
 
     def write(to: Path) -> None:
         if policy.train == "lora":
@@ -90,5 +91,10 @@ def load_row(policy: Policy, directory: Path) -> Params:
             has = tuple(found[name].shape) if name in found else "nothing"
             raise InputError(
                 f"{directory}: {name}: found {has}; allowed: a tensor of shape {tuple(tensor.shape[1:])}"
+            )
+    for name, tensor in getattr(policy, "frozen_factors", {}).items():
+        if name not in found or not torch.equal(found[name], tensor[0].cpu()):
+            raise InputError(
+                f"{directory}: {name}: found another frozen factor; allowed: that of this policy and seed"
             )
     return {name: found[name].unsqueeze(0).to(tensor) for name, tensor in wanted.items()}

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_policy(settings: PolicySettings, *, device: str, dtype: str, checkpointing: bool = False) -> Policy:
-    """Build the policy; `device` is torch's name, `dtype` the precision of the frozen model, `checkpointing` as in `CausalLMPolicy`.
+def load_policy(
+    settings: PolicySettings, *, device: str, dtype: str, checkpointing: bool = False, seed: int = 0
+) -> Policy:
+    """Build the policy; `device` is torch's name, `dtype` the precision of the frozen model, the rest as in `CausalLMPolicy`.
 
     Raises `InputError` for a model that is not there, has no tokenizer, or that no LoRA target matches.
     """
@@ -38,6 +40,7 @@ def load_policy(settings: PolicySettings, *, device: str, dtype: str, checkpoint
         lora_settings=settings.lora,
         max_length=settings.max_length,
         checkpointing=checkpointing,
+        seed=seed,
     )
 
 

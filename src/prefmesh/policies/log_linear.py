@@ -75,6 +75,7 @@ class LogLinearPolicy:
     usual_pass_bytes = BYTES_PER_PASS
     stacks = True
     frozen_bytes = 0
+    turns = 1
 
     @property
     def tokens_per_pass(self) -> int:
@@ -88,6 +89,14 @@ class LogLinearPolicy:
     def initial(self, seed: int) -> Params:
         """theta = 0, where the policy is the reference. Nothing is drawn."""
         return {"theta": torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)}
+
+    def trained(self, params: Params, round_: int) -> Params:
+        """All of theta, in every round."""
+        return params
+
+    def factors(self, params: Params) -> Params:
+        """None."""
+        return {}
 
     def encode(self, pairs: Sequence[Pair]) -> FeaturePairs:
         """Features of both completions. Plain text only: conversations are refused."""

@@ -4,9 +4,10 @@ Names, targets and initialisation are PEFT's (Hu et al. 2021): W x + scaling B A
 B of shape (agents, out, r), A drawn, B zero, so that every agent starts at the reference.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,6 +31,10 @@ class LoraSettings(Settings):
     target_modules: list[str] | str | None = None
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead."""
+    mixing: Literal["factors", "freeze_a", "alternate", "product"] = "factors"
+    """What agents average. `factors`: A and B, each for itself, which is not the average of the models. `freeze_a`: B alone, A being
+    everybody's and never trained (FFA-LoRA). `alternate`: B in odd rounds and A in even ones (RoLoRA). `product`: B A, of which the
+    best approximation of rank r is kept."""
 
     @property
     def scaling(self) -> float:
@@ -40,7 +45,8 @@ class LoraSettings(Settings):
 class StackedLoRA(nn.Module):
     """A frozen linear layer plus one low-rank update per agent.
 
-    Rows come agent by agent, equally many each. With zero agents, the layer is the frozen one.
+    Rows come agent by agent, equally many each. With zero agents, the layer is the frozen one. Where A is frozen, it is the layer's
+    own (1, r, in), and all agents' tokens pass it together.
     """
 
     def __init__(self, base: nn.Module, in_features: int, out_features: int, settings: LoraSettings):
@@ -56,7 +62,7 @@ class StackedLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """base(x) + scaling x A^T B^T; x of shape (agents * rows, ..., in), or a row in which agents have unequal parts."""
         y = self.base(x)
-        agents = self.lora_A.shape[0]
+        agents = self.lora_B.shape[0]
         if agents == 0:
             return y
         # Factors may be kept in a higher precision than the frozen base: multiply in theirs.
@@ -64,7 +70,9 @@ class StackedLoRA(nn.Module):
         reading = packing.CURRENT.get()
         uneven = reading.packed.agents if reading and agents > 1 else None
         rows = uneven.pad(x.flatten(0, -2)) if uneven else x
-        low = torch.bmm(rows.reshape(agents, -1, self.in_features), self.lora_A.mT)
+        rows = rows.reshape(agents, -1, self.in_features)
+        shared = self.lora_A.shape[0] < agents
+        low = F.linear(rows, self.lora_A[0]) if shared else torch.bmm(rows, self.lora_A.mT)
         if y.dtype == low.dtype and not uneven:
             return torch.baddbmm(
                 y.view(agents, -1, self.out_features), low, self.lora_B.mT, alpha=self.scaling
@@ -87,6 +95,11 @@ def inject(model: nn.Module, settings: LoraSettings) -> list[str]:
         parent, _, leaf = name.rpartition(".")
         base = model.get_submodule(name)
         in_features, out_features = features(base)
+        if settings.mixing == "product" and settings.r > min(in_features, out_features):
+            raise InputError(
+                f"policy.lora.r: {settings.r}, but {name} is {in_features} to {out_features} wide; allowed with mixing product: at most "
+                f"{min(in_features, out_features)}"
+            )
         setattr(model.get_submodule(parent), leaf, StackedLoRA(base, in_features, out_features, settings))
     return targets
 
@@ -103,6 +116,14 @@ def initial_factors(model: nn.Module, targets: list[str], seed: int) -> Params:
             params[f"{name}.lora_A"] = a.unsqueeze(0)
             params[f"{name}.lora_B"] = torch.zeros(1, *layer.lora_B.shape[1:])
     return params
+
+
+def freeze_a(model: nn.Module, factors: Params) -> None:
+    """Put A into the layers, for good: B is left to train (FFA-LoRA: Sun et al. 2024, arXiv 2403.12313)."""
+    for name, tensor in factors.items():
+        layer, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            model.get_submodule(layer).lora_A = nn.Buffer(tensor, persistent=False)
 
 
 def peft_config(model: nn.Module, settings: LoraSettings, targets: list[str], *, base: str) -> "LoraConfig":

@@ -1,6 +1,6 @@
 """What a config says about the policy."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,11 @@ class CausalLMSettings(Settings):
             raise ValueError("load_in_4bit freezes the weights that train full trains; allowed: train lora")
         return self
 
+    @property
+    def lora_mixing(self) -> str | None:
+        """How adapters are averaged; none without adapters."""
+        return self.lora.mixing if self.train == "lora" else None
+
 
 class LogLinearSettings(Settings):
     """A linear model of features of the completion: `attributes` (the built-in town's) or `hashed` words (`dim` buckets)."""
@@ -43,6 +48,8 @@ class LogLinearSettings(Settings):
     """`attributes`: read off the built-in town's texts; `hashed`: words and word pairs of any text."""
     dim: int = Field(default=256, ge=1)
     """Buckets of `hashed`."""
+
+    lora_mixing: ClassVar[None] = None
 
     @model_validator(mode="after")
     def _dim_is_used(self) -> "LogLinearSettings":

@@ -7,9 +7,10 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
+from prefmesh.algorithms.consensus import consensus_error
 from prefmesh.algorithms.gradients import Problem
 from prefmesh.algorithms.methods import METHODS
-from prefmesh.algorithms.rounds import Learner, consensus_error
+from prefmesh.algorithms.rounds import Learner
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.similarity import Groups, Matrix, attenuation, cosines, find_groups
 from prefmesh.algorithms.state import State

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from prefmesh.algorithms.consensus import Weighted
 from prefmesh.algorithms.local_rule import Correction, Practice, Steps
 from prefmesh.algorithms.state import State, rows, take
 from prefmesh.compression import Chain, follow, layout_of, message_bytes, message_seeds
@@ -90,6 +91,11 @@ class Method(ABC):
     def agents(self) -> int:
         """How many agents train, here or elsewhere: rows of Theta in all processes."""
         return len(self.shards)
+
+    @property
+    def averages(self) -> bool:
+        """Whether models are averaged, and no more is done with them: then `policy.lora.mixing` may be `product`."""
+        return False
 
     @property
     def update_scale(self) -> Float[np.ndarray, " agents"]:
@@ -168,6 +174,15 @@ class Method(ABC):
     def policies(self, state: State) -> Params:
         """What the agents hosted here use (hosted, ...): their rows of Theta, unless they train a policy beside it."""
         return state.theta
+
+    def meant(
+        self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params
+    ) -> Weighted | None:
+        """What mixing is to leave as the network's mean: a weighted sum of models, of which these are hosted here. None: it is not one.
+
+        `end` as in `mix`, not to be used up. Only such mixing can be of products (`policy.lora.mixing`).
+        """
+        return None
 
     def groups(self, state: State) -> Int[np.ndarray, " agents"] | None:
         """Which agents share a policy, where the method found groups: a number for each."""

@@ -22,6 +22,11 @@ class Centralized(Method):
     Settings = CentralizedSettings
 
     @property
+    def averages(self) -> bool:
+        """There is one."""
+        return True
+
+    @property
     def shards(self) -> Int[np.ndarray, "1 shards"]:
         """One agent that holds them all."""
         return np.arange(self.population.shards)[None, :]

@@ -7,8 +7,10 @@ by N w_i, so that the average model follows sum_i w_i Delta_i exactly as FedDPO'
 """
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
+from prefmesh.algorithms.consensus import Weighted
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.gossip import Varying, VaryingSettings
 from prefmesh.algorithms.state import State
@@ -25,10 +27,27 @@ class DecDPO(Varying):
 
     Settings = DecDPOSettings
 
+    @property
+    def averages(self) -> bool:
+        """Unless updates are weighted before."""
+        return not self.compression and bool((self.update_scale == 1).all())
+
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """W Theta, where each agent's update is first scaled by N w_i."""
-        reached = self.filled(state, agents, self.weighted(state, agents, end))
+        reached = self._reached(state, agents, end)
         del end
         state.theta = {}  # before there is a third stack of rows
         state.theta = self.mixed(state, round_, reached)
         return state
+
+    def _reached(self, state: State, agents: Int[np.ndarray, " active"], end: Params) -> Params:
+        return self.filled(state, agents, self.weighted(state, agents, end))
+
+    def meant(
+        self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params
+    ) -> Weighted | None:
+        """The mean, which W keeps; where it is more than that, nothing is said."""
+        if self.compression:
+            return None
+        weights = torch.full((self.mesh.hosted,), 1 / self.agents, dtype=torch.float64)
+        return weights, self._reached(state, agents, dict(end))

@@ -80,6 +80,11 @@ class FedDPO(Stale):
     settings: FedDPOSettings
 
     @property
+    def averages(self) -> bool:
+        """Without staleness; updates of older models are added."""
+        return self.depth == 1 and not self.compression
+
+    @property
     def depth(self) -> int:
         """q_max + 1."""
         return self.settings.staleness + 1

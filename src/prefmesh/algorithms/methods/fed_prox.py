@@ -27,6 +27,11 @@ class FedProx(Server):
     Settings = FedProxSettings
     settings: FedProxSettings
 
+    @property
+    def averages(self) -> bool:
+        """Of where agents got to."""
+        return not self.compression
+
     def correction(
         self, state: State, round_: int, agents: Int[np.ndarray, " some"], start: Params
     ) -> Correction | None:

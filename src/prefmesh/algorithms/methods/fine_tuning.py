@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
+from prefmesh.algorithms.consensus import Weighted
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State
@@ -39,6 +40,11 @@ class FineTuning(Server):
     one_policy = False
     one_row = False
 
+    @property
+    def averages(self) -> bool:
+        """As long as there is a server."""
+        return not self.compression
+
     def _together(self, round_: int) -> bool:
         return round_ <= self.settings.rounds - self.settings.personal_rounds
 
@@ -59,6 +65,12 @@ class FineTuning(Server):
             return super().mix(state, round_, agents, end)
         state.theta = end
         return state
+
+    def meant(
+        self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params
+    ) -> Weighted | None:
+        """Together, the server's."""
+        return super().meant(state, round_, agents, end) if self._together(round_) else None
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
         """Alone, nothing leaves an agent."""

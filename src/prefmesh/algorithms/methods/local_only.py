@@ -19,6 +19,11 @@ class LocalOnly(Method):
     Settings = LocalOnlySettings
     one_policy = False
 
+    @property
+    def averages(self) -> bool:
+        """Nothing is done with them."""
+        return True
+
     def begin(self, row: Params) -> State:
         """Every agent's own copy of the same row."""
         return State.of(copies(row, self.mesh.hosted), shards=self.population.shards)

@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 
+from prefmesh.algorithms.consensus import Weighted
 from prefmesh.algorithms.methods.base import Method, MethodSettings
 from prefmesh.algorithms.state import State, share, spread, take
 from prefmesh.compression import ChainSettings, follow, message_seeds
 from prefmesh.errors import InputError
+from prefmesh.mesh import FactoredMesh
 from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
 
@@ -75,10 +77,13 @@ class Server(Method):
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """The server takes a step along the participants' weighted update, and sends where it leads to all."""
         start = self.start(state, round_, agents)
-        # One process knows who answered; several know who was asked, and that all did.
-        acting = agents if self.mesh.group.size == 1 else self.participants(round_)
-        updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
+        acting = self._acting(round_, agents)
         shares = self.shares(round_, agents, acting)
+        if isinstance(self.mesh, FactoredMesh):
+            row = {name: tensor[:1] for name, tensor in state.theta.items()}
+            self._spread(state, self.mesh.moved(torch.from_numpy(shares), row, end))
+            return state
+        updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
         if self.compression:
             update = self._known(
                 state, round_, agents, updates, shares * len(acting) / self.update_scale[agents]
@@ -86,10 +91,29 @@ class Server(Method):
         else:
             update = self.mesh.weighted_sum(torch.from_numpy(shares), updates)
         row = self.step(state, update)
-        for name, tensor in row.items():
-            state.theta[name] = share(tensor, self.mesh.hosted)
+        self._spread(state, row)
         self.remember(state, self.broadcast(state, round_, row, "model") if self.compression else row)
         return state
+
+    def _acting(self, round_: int, agents: Int[np.ndarray, " own"]) -> Int[np.ndarray, " active"]:
+        """One process knows who answered; several know who was asked, and that all did."""
+        return agents if self.mesh.group.size == 1 else self.participants(round_)
+
+    def _spread(self, state: State, row: Params) -> None:
+        for name, tensor in row.items():
+            state.theta[name] = share(tensor, self.mesh.hosted)
+
+    def meant(
+        self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params
+    ) -> Weighted | None:
+        """theta + Delta, where that is the server's step."""
+        if not self.averages:
+            return None
+        acting = self._acting(round_, agents)
+        # Every process has the server's model: each counts its part of it.
+        rest = (1 - float(self.shares(round_, acting, acting).sum())) / self.mesh.group.size
+        weights = torch.from_numpy(np.append(rest, self.shares(round_, agents, acting)))
+        return weights, {name: torch.cat([state.theta[name][:1], tensor]) for name, tensor in end.items()}
 
     def _known(
         self,
