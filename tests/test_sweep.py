@@ -13,7 +13,7 @@ from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.errors import InputError
 from prefmesh.interruption import Interrupted
 from prefmesh.sweep import Sweep, Variant, comparison, paired_differences, run_sweep, study
-from tests.runs import FILE, ROWS, TOWN, config, contents, prefmesh, write_jsonl, write_yaml
+from tests.runs import FILE, ROWS, TINY, TOWN, config, contents, prefmesh, write_jsonl, write_yaml
 
 SHORT = config(TOWN, method={"name": "dec_dpo", "rounds": 2, "graph": "star"})
 
@@ -87,6 +87,24 @@ def test_graphs_are_ordered_by_their_gap_and_those_that_do_not_exist_are_left_ou
     assert "hypercube" not in names(study("topology", seven, [0]))  # no power of two
     with pytest.raises(InputError, match=r"method\.graph"):  # asked for by name, it is refused
         study("topology", seven, [0], ["hypercube"])
+
+
+def test_what_of_lora_is_averaged():
+    base = config(TINY, method={"name": "dec_dpo", "rounds": 2, "graph": "star"})
+    sweep = study("lora-mixing", base, [0])
+    found = [
+        (base.replace(v.changes).method.name, base.replace(v.changes).policy.lora.mixing)
+        for v in sweep.variants
+    ]  # type: ignore[union-attr]
+    assert found == [
+        (m, x) for m in ("fed_dpo", "dec_dpo") for x in ("factors", "freeze_a", "alternate", "product")
+    ]
+    assert base.replace(sweep.variants[-1].changes).method.graph.name == "star"  # type: ignore[attr-defined]
+    assert names(study("lora-mixing", base, [0], ["product"])) == ["fed_dpo_product", "dec_dpo_product"]
+    with pytest.raises(InputError, match="did you mean"):
+        study("lora-mixing", base, [0], ["products"])
+    with pytest.raises(InputError, match="allowed for study lora-mixing: a language model"):
+        study("lora-mixing", SHORT, [0])
 
 
 def test_methods_on_one_budget():

@@ -83,7 +83,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="local-steps, participation, topology, staleness, heterogeneity, methods, folds, or paper: the comparison and the "
+            help="local-steps, participation, topology, staleness, heterogeneity, methods, lora-mixing, folds, or paper: the comparison and the "
             "paper's four ablations, with their figures on one page."
         ),
     ],

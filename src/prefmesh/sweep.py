@@ -80,7 +80,7 @@ def comparison(config: ExperimentConfig, seeds: Sequence[int]) -> Sweep:
 def study(
     name: str, config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None = None
 ) -> Sweep:
-    """One of the paper's ablations, or `heterogeneity`, `methods` or `folds`. `values` replace the study's own.
+    """One of the paper's ablations, or `heterogeneity`, `methods`, `lora-mixing` or `folds`. `values` replace the study's own.
 
     Raises `InputError` for an unknown study or a value that it cannot take.
     """
@@ -282,6 +282,34 @@ def _affordable(settings: dict[str, Any], agents: int) -> int:
     return min(rounds * 2 * agents // max(1, sent), rounds * agents // acting) if sent else rounds
 
 
+def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+    """What of LoRA is averaged, by a server and on a ring."""
+    if config.policy.lora_mixing is None:
+        raise InputError(
+            f"policy: {config.policy.model}; allowed for study lora-mixing: a language model with train lora"
+        )
+    labels = {
+        "factors": "factors",
+        "freeze_a": "B, A frozen",
+        "alternate": "factors in turn",
+        "product": "products",
+    }
+    for name in values or []:
+        if name not in labels:
+            raise unknown_name("--values", name, labels)
+    methods = {"fed_dpo": ("FedDPO", {"name": "fed_dpo"}), "dec_dpo": ("DecDPO", _method(config, "dec_dpo"))}
+    variants = [
+        Variant(
+            name=f"{key}_{mixing}",
+            label=f"{label}, {labels[mixing]}",
+            changes={"method": settings | _steps(config), "policy.lora.mixing": mixing},
+        )
+        for key, (label, settings) in methods.items()
+        for mixing in values or labels
+    ]
+    return Sweep(title="What of LoRA is averaged", kind="compare", variants=variants, seeds=seeds)
+
+
 def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
     if not config.evaluation.held_out:
         raise InputError(
@@ -311,6 +339,7 @@ STUDIES: dict[str, Callable[[ExperimentConfig, Sequence[int], Sequence[str] | No
     "heterogeneity": _heterogeneity,
     "folds": _folds,
     "methods": _methods,
+    "lora-mixing": _lora_mixing,
 }
 
 

@@ -144,6 +144,13 @@ COLUMNS = (
         write=plain_number,
     ),
     Column(
+        key="mixing_error",
+        header="mixing error",
+        meaning="How much of the average of LoRA's products B A the last mixing lost: the norm of what is missing, relative to the average.",
+        read=_metric("lora/mixing_error"),
+        write=plain_number,
+    ),
+    Column(
         key="consensus_error",
         header="consensus error",
         meaning="Mean squared distance of agents' parameters from their mean, after mixing.",
