@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from prefmesh.algorithms.methods import METHODS, MethodSettings
+from prefmesh.algorithms.methods.q_fed_avg import QFedAvgSettings
 from prefmesh.algorithms.optimizers import OptimizerSettings
 from prefmesh.errors import InputError, unknown_name
 from prefmesh.evaluation.settings import EvaluationSettings
@@ -112,6 +113,8 @@ class ExperimentConfig(Settings):
             raise InputError(
                 f"runtime.wire: {self.runtime.wire}, but nothing travels in one process; allowed: same, or more runtime.processes"
             )
+        if isinstance(self.method, QFedAvgSettings):
+            self._check_losses_have_powers(self.method)
         if isinstance(self.policy, LogLinearSettings):
             if self.policy.features == "attributes" and not self.preferences.simulated:
                 raise InputError(
@@ -124,6 +127,19 @@ class ExperimentConfig(Settings):
             raise InputError(
                 f"evaluation.max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt; "
                 f"allowed: less than policy.max_length, {self.policy.max_length}"
+            )
+
+    def _check_losses_have_powers(self, method: QFedAvgSettings) -> None:
+        """q-FedAvg takes powers of losses, and an update over lr for a gradient."""
+        if "robust" in self.objective.names and self.objective.label_smoothing:
+            raise InputError(
+                "objective.loss_type: robust may be below 0, of which q_fed_avg knows no power; allowed: losses of at least 0, such as "
+                "sigmoid"
+            )
+        if method.q and method.lipschitz is None and self.optimizer.name == "adamw":
+            raise InputError(
+                "method.lipschitz: none is 1/lr, for gradients, but adamw's updates are not of a gradient's length; allowed with it: a "
+                "number, 0 for steps as long as updates are (or optimizer.name sgd)"
             )
 
     def _check_margins_suffice(self) -> None:

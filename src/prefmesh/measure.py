@@ -296,12 +296,14 @@ def summarized(
     if not len(census.held_out.row):
         return Evaluation(metrics=metrics, users=[], average=shared, own=own)
     users = _users(census, shared, own, beta)
-    headline = "accuracy" if one_policy else "own_accuracy"
+    own_ = "" if one_policy else "own_"
+    losses = [user[f"{own_}loss"] for user in users]
     metrics |= {
         "eval/loss": float(shared.loss.mean()),
         "eval/rewards/accuracies": float(shared.accuracy.mean()),
         "eval/rewards/margins": beta * float(shared.margin.mean()),
-        "eval/accuracy_worst_tenth": worst_tenth([u[headline] for u in users]),
+        "eval/accuracy_worst_tenth": worst_tenth([user[f"{own_}accuracy"] for user in users]),
+        "eval/users/loss_gap": max(losses) - float(np.mean(losses)),
         "eval/own/rewards/accuracies": float(own.accuracy.mean()),
         "eval/own/loss": float(own.loss.mean()),
         "eval/own/rewards/margins": beta * float(own.margin.mean()),
@@ -315,6 +317,7 @@ def _users(census: Census, shared: HeldOut, own: HeldOut, beta: float) -> list[d
     keys = np.array([f"{i:06d}\t{census.users[user]}" for i, user in zip(held.agent, held.user, strict=True)])
     accuracy, own_accuracy = group_means(shared.accuracy, keys), group_means(own.accuracy, keys)
     margin = group_means(shared.margin, keys)
+    loss, own_loss = group_means(shared.loss, keys), group_means(own.loss, keys)
     records = []
     for key, (mean, count) in accuracy.items():
         number, _, user = key.partition("\t")
@@ -328,6 +331,8 @@ def _users(census: Census, shared: HeldOut, own: HeldOut, beta: float) -> list[d
                 "accuracy": mean,
                 "margin": beta * margin[key][0],
                 "own_accuracy": own_accuracy[key][0],
+                "loss": loss[key][0],
+                "own_loss": own_loss[key][0],
             }
         )
     return records

@@ -82,6 +82,7 @@ def metrics(
             row["eval/rewards/accuracies"] = 0.5 + (final + shift - 0.5) * progress
             row["eval/rewards/margins"] = (1.1 + shift) * progress
             row["eval/accuracy_worst_tenth"] = 0.5 + (final + shift - 0.62) * progress
+            row["eval/users/loss_gap"] = 0.15 * progress
             row["eval/own/rewards/accuracies"] = 0.5 + (final + shift - 0.49) * progress
             if kl:
                 row["eval/kl"] = 6 * progress**2

@@ -49,11 +49,12 @@ class Practice:
 
     `learn(theta, correction, purpose)`: local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes
     (""), and of what it names otherwise, for policies that an agent trains beside. `losses(theta)`: the mean loss over the round's
-    pairs, of each agent at its row.
+    pairs, of each agent at its row. `lr`: the round's step size.
     """
 
     learn: Callable[[Params, Correction | None, str], Steps]
     losses: Callable[[Params], Float[Tensor, " some"]]
+    lr: float
 
 
 def local_steps(

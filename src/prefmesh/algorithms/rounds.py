@@ -153,7 +153,8 @@ class Learner:
         def losses(theta: Params) -> Float[Tensor, " some"]:
             return mean_losses(self.problem, theta | (resting or {}), batches, weights)
 
-        return method.local(state, round_, agents, theta, Practice(learn=learn, losses=losses))
+        practice = Practice(learn=learn, losses=losses, lr=self.lr(round_))
+        return method.local(state, round_, agents, theta, practice)
 
     def _moments(
         self, state: State, round_: int, agents: np.ndarray, theta: Params, purpose: str

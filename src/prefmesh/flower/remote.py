@@ -80,6 +80,11 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
         raise InputError(
             f"method.name: {config.method.name}, whose agents depend on more than the server's model; allowed: fed_dpo and the like"
         )
+    if method.agents_tell:
+        raise InputError(
+            f"method.name: {config.method.name}, whose server needs sites' losses beside their rows, which are not sent; allowed: fed_dpo "
+            "and the like"
+        )
     if method.compression:
         raise InputError("method.compression: Flower sends rows as they are; allowed: none")
     if config.policy.lora_mixing == "alternate":

@@ -119,6 +119,15 @@ COLUMNS = (
         difference=True,
     ),
     Column(
+        key="loss_gap",
+        header="loss gap",
+        meaning="Held-out loss of the user with the largest minus the mean over users, in nats per pair: 0 where one policy serves "
+        "all alike. With few pairs per user much of it is noise.",
+        read=_metric("eval/users/loss_gap"),
+        write=plain_number,
+        difference=True,
+    ),
+    Column(
         key="own_accuracy",
         header="own accuracy (%)",
         meaning="Held-out accuracy when every agent answers its own users with its own parameters.",

@@ -14,9 +14,11 @@ from prefmesh.algorithms.methods import (
     fed_prox,
     fine_tuning,
     gradient_tracking,
+    group_robust,
     local_only,
     momentum_tracking,
     push_sum,
+    q_fed_avg,
     scaffold,
 )
 from prefmesh.algorithms.methods.base import METHODS, Method, MethodSettings, Population, method
@@ -39,9 +41,11 @@ __all__ = [
     "fed_prox",
     "fine_tuning",
     "gradient_tracking",
+    "group_robust",
     "local_only",
     "method",
     "momentum_tracking",
     "push_sum",
+    "q_fed_avg",
     "scaffold",
 ]

@@ -71,6 +71,8 @@ class Method(ABC):
     """Whether `mix` reads `State.gradients`, the means of what participants saw in their local steps."""
     agents_remember: ClassVar[bool] = False
     """Whether an agent's round depends on more than its own pairs and moments and the model that it starts from."""
+    agents_tell: ClassVar[bool] = False
+    """Whether agents send numbers of their own beside their updates, such as losses, which `local` leaves in `State.memory`."""
 
     mesh: Mesh
     """Where agents live: all of them here, unless it is replaced before the first round."""

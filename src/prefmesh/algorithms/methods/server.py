@@ -78,19 +78,13 @@ class Server(Method):
         """The server takes a step along the participants' weighted update, and sends where it leads to all."""
         start = self.start(state, round_, agents)
         acting = self._acting(round_, agents)
-        shares = self.shares(round_, agents, acting)
         if isinstance(self.mesh, FactoredMesh):
+            shares = torch.from_numpy(self.shares(round_, agents, acting))
             row = {name: tensor[:1] for name, tensor in state.theta.items()}
-            self._spread(state, self.mesh.moved(torch.from_numpy(shares), row, end))
+            self._spread(state, self.mesh.moved(shares, row, end))
             return state
         updates = {name: end.pop(name).sub_(start.pop(name)) for name in list(end)}
-        if self.compression:
-            update = self._known(
-                state, round_, agents, updates, shares * len(acting) / self.update_scale[agents]
-            )
-        else:
-            update = self.mesh.weighted_sum(torch.from_numpy(shares), updates)
-        row = self.step(state, update)
+        row = self.step(state, self.combined(state, round_, agents, acting, updates))
         self._spread(state, row)
         self.remember(state, self.broadcast(state, round_, row, "model") if self.compression else row)
         return state
@@ -114,6 +108,20 @@ class Server(Method):
         rest = (1 - float(self.shares(round_, acting, acting).sum())) / self.mesh.group.size
         weights = torch.from_numpy(np.append(rest, self.shares(round_, agents, acting)))
         return weights, {name: torch.cat([state.theta[name][:1], tensor]) for name, tensor in end.items()}
+
+    def combined(
+        self,
+        state: State,
+        round_: int,
+        agents: Int[np.ndarray, " own"],
+        acting: Int[np.ndarray, " active"],
+        updates: Params,
+    ) -> Params:
+        """Delta (1, ...), of the `updates` (own, ...) of the participants hosted here, among all who act."""
+        shares = self.shares(round_, agents, acting)
+        if not self.compression:
+            return self.mesh.weighted_sum(torch.from_numpy(shares), updates)
+        return self._known(state, round_, agents, updates, shares * len(acting) / self.update_scale[agents])
 
     def _known(
         self,
