@@ -77,6 +77,9 @@ class TestAccuracies:
         ):
             mean = sum(u[key] * u["pairs"] for u in found.users) / len(rows)
             assert mean == pytest.approx(metrics[total])
+        users = [np.log1p(np.exp(-0.1 * x[r] @ theta.mean(0))).mean() for r in held_out]
+        assert metrics["eval/users/loss_gap"] == pytest.approx(max(users) - np.mean(users), rel=1e-4)
+        assert sorted(u["loss"] for u in found.users) == pytest.approx(sorted(users), rel=1e-4)
         assert metrics["eval/accuracy_worst_tenth"] == min(u["accuracy"] for u in found.users)
 
     def test_the_gradient_is_the_global_one_at_the_average(self) -> None:

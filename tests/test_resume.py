@@ -37,6 +37,11 @@ LOG_LINEAR: dict[str, dict[str, dict[str, Any]]] = {
         "method": {**PARTIAL, "staleness": 3, "staleness_schedule": "max"},
         "optimizer": {**ADAMW, "state": "reset"},
     },
+    "group_robust": {
+        "method": {**PARTIAL, "name": "group_robust", "robust_step_size": 2.0, "compression": ["int8"]},
+        "optimizer": ADAMW,
+    },
+    "q_fed_avg": {"method": {**PARTIAL, "name": "q_fed_avg", "q": 2.0}, "optimizer": {"momentum": 0.9}},
     "dec_dpo": {"method": GOSSIP, "optimizer": {**ADAMW, "weight_decay": 0.1, "max_grad_norm": 0.5}},
     "dec_dpo sgd": {
         "method": {**GOSSIP, "graph": {"name": "erdos_renyi", "p": 0.5}},

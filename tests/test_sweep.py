@@ -113,7 +113,16 @@ def test_methods_on_one_budget():
     base = config(TOWN | {"preferences": many}, method={"name": "fed_dpo", "rounds": 40, "local_steps": 3})
     sweep = study("methods", base, [0])
     assert sweep.kind == "compare"
-    assert {"fed_dpo", "scaffold", "one_peer", "clustered", "fine_tuning", "local_only"} <= set(names(sweep))
+    assert {
+        "fed_dpo",
+        "scaffold",
+        "one_peer",
+        "clustered",
+        "fine_tuning",
+        "group_robust",
+        "q_fed_avg",
+        "local_only",
+    } <= set(names(sweep))
     population = Population(weights=np.full(16, 1 / 16), seed=0)
     for variant in sweep.variants:
         changed = base.replace(dict(variant.changes)).method

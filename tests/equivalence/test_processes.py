@@ -59,6 +59,15 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "FedNova": {"method": {**FED, "name": "fed_nova", "local_steps": 4}, "optimizer": ADAMW},
     "FedBuff": {"method": {**FED, "name": "fed_buff", "buffer": 2}, "optimizer": ADAMW},
+    "group robust, some by size": {
+        "method": {**FED, "name": "group_robust", "participation": 4, "robust_step_size": 2.0},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "group robust, compressed": {
+        "method": {**FED, "name": "group_robust", "robust_step_size": 2.0, "compression": ["int8"]},
+    },
+    "q-FedAvg": {"method": {**FED, "name": "q_fed_avg", "participation": 3, "q": 2.0}},
     "one peer": {"method": {**DEC, "graph": "exponential", "schedule": "one_peer"}, "optimizer": ADAMW},
     "lossy": {"method": {**DEC, "link_dropout": 0.3, "node_dropout": 0.3}, "optimizer": ADAMW},
     "gradient tracking": {
@@ -106,6 +115,8 @@ LORA = (
     "star",
     "exponential",
     "SCAFFOLD",
+    "group robust, some by size",
+    "q-FedAvg",
     "gradient tracking",
 )
 """Those that are run on adapters too."""

@@ -228,6 +228,11 @@ def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     ("raw", "changes", "said"),
     [
         (TOWN, {"method": {"name": "dec_dpo", "rounds": 2, "local_steps": 1}}, r"^method.name: dec_dpo"),
+        (
+            TOWN,
+            {"method": {**FED, "name": "group_robust"}},
+            r"^method.name: group_robust, whose server needs",
+        ),
         (TOWN, {"method": FED, "runtime": {"processes": 2}}, r"^runtime.processes: 2"),
         (TINY, {"method": FED}, r"^evaluation.samples: 3"),
     ],

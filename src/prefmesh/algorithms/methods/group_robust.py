@@ -26,7 +26,7 @@ from prefmesh.policies.base import Params
 class GroupRobustSettings(ServerSettings):
     """How fast the worst off gain weight."""
 
-    robust_step_size: float = Field(default=0.5, ge=0)
+    robust_step_size: float = Field(default=0.1, ge=0)
     """eta_q, per round and nat; 0 leaves agents' weights as `objective.weights` says."""
 
     def check(self, agents: int) -> None:
