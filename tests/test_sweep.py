@@ -137,6 +137,8 @@ def test_methods_on_one_budget():
     rounds = {variant.name: variant.changes["method"]["rounds"] for variant in sweep.variants}
     assert (rounds["scaffold"], rounds["fed_buff"], rounds["dec_dpo"]) == (20, 80, 40)
     assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
+    below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})
+    assert set(names(sweep)) - set(names(study("methods", below_0, [0]))) == {"q_fed_avg"}
     with pytest.raises(InputError, match="unknown name 'scafold'"):
         study("methods", base, [0], ["scafold"])
 

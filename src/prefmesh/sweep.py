@@ -229,13 +229,13 @@ def _methods(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[st
         label, settings = known[name]
         try:
             rounds = _affordable({**steps, **settings}, agents)
+            changes = {"method": steps | settings | {"rounds": rounds}}
+            config.replace(changes)
         except InputError:
             if values:
                 raise
-            continue  # a default one that does not fit so many agents
-        variants.append(
-            Variant(name=name, label=label, changes={"method": steps | settings | {"rounds": rounds}})
-        )
+            continue  # a default one that does not fit so many agents, or the objective
+        variants.append(Variant(name=name, label=label, changes=changes))
     return Sweep(
         title=f"Methods on one budget, {agents} agents", kind="compare", variants=variants, seeds=seeds
     )

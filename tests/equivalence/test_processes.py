@@ -123,8 +123,9 @@ LORA = (
 CORRECTED: dict[str, dict[str, Any]] = {
     "SCAFFOLD": {"name": "sgd", "lr": 0.5},
     "gradient tracking": {"name": "sgd", "lr": 0.5},
+    "q-FedAvg": {"name": "sgd", "lr": 0.5},
 }
-"""Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen."""
+"""q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen."""
 MIXED = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, "freeze_a"),
     "FedDPO, products": ({**FED, "participation": 4}, "product"),
