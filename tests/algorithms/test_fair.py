@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from prefmesh.algorithms.methods import METHODS, Population
+from prefmesh.algorithms.methods import Population
+from prefmesh.algorithms.methods.group_robust import GroupRobust, GroupRobustSettings
+from prefmesh.algorithms.methods.q_fed_avg import QFedAvg, QFedAvgSettings
 from prefmesh.compression import Chain
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError
@@ -79,10 +81,10 @@ class TestGroupRobust:
         """Over all draws of S of 5: log q_i - log q_j moves by eta (F_i - F_j), and weights of fixed q are those of all."""
         w, losses = np.array([0.1, 0.3, 0.2, 0.25, 0.15]), np.array([0.3, 0.9, 0.5, 0.7, 0.1])
         for eta in (0.0, 0.8):
-            settings = METHODS["group_robust"].Settings(
+            settings = GroupRobustSettings(
                 name="group_robust", participation=participation, robust_step_size=eta
             )
-            method = METHODS["group_robust"](settings, Population(weights=w, seed=0))
+            method = GroupRobust(settings, Population(weights=w, seed=0))
             moved, counted = [], np.zeros(5)
             draws = list(combinations(range(5), participation))
             for draw in draws:
@@ -155,10 +157,11 @@ class TestQFedAvg:
 
     def test_losses_of_any_size(self) -> None:
         """A loss of 0 counts nothing beside others, and large powers do not overflow."""
-        made = METHODS["q_fed_avg"]
         told = np.array([[0.0, 0.1], [0.2, 0.1], [0.4, 0.1]])
         for q in (0.5, 1.0, 900.0):
-            method = made(made.Settings(name="q_fed_avg", q=q), Population(weights=np.full(3, 1 / 3), seed=0))
+            method = QFedAvg(
+                QFedAvgSettings(name="q_fed_avg", q=q), Population(weights=np.full(3, 1 / 3), seed=0)
+            )
             state = method.begin({"theta": torch.zeros(1, 2)})
             found = method.weigh(state, np.arange(3), told)
             assert np.isfinite(found).all()
