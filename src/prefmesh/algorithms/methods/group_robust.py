@@ -1,4 +1,4 @@
-"""One policy for the worst off (agnostic federated learning: Mohri et al. 2019, arXiv 1902.00146, eq. 3; group DRO: Sagawa et al. 2020,
+"""One policy for the worst off (agnostic federated learning: Mohri et al. 2019, arXiv 1902.00146; group DRO: Sagawa et al. 2020,
 arXiv 1911.08731, algorithm 1; with local steps and participation: DRFA, Deng et al. 2020, arXiv 2102.12660).
 
     min over theta of  max over q of  sum_i q_i f_i(theta),      q_i >= 0, sum_i q_i = 1
