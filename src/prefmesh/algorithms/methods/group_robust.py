@@ -6,8 +6,8 @@ arXiv 1911.08731, algorithm 1; with local steps and participation: DRFA, Deng et
     log q_i <- log q_i + eta_q v_i,    then normalised;      v_i = (N - 1)/(S - 1) (F_i - mean of F over S_r), 0 for others
     theta^{r+1} = theta^r + (N/S) sum_{i in S_r} q_i Delta_i
 
-q begins at w. Both sums are unbiased whoever is drawn: E v_i = F_i - mean of F over all agents, which differs from F_i by what is
-lost in normalising, and E of (N/S) 1[i in S_r] is 1. Where all take part this is Sagawa's step: q_i <- q_i exp(eta_q F_i).
+q begins at w. E v_i = F_i - mean of F over all agents, which differs from F_i by what is lost in normalising, and for a given q the
+update is unbiased, too (q's own step depends on the draw: a bias of the order of eta_q). Where all take part this is Sagawa's step: q_i <- q_i exp(eta_q F_i).
 """
 
 import numpy as np
