@@ -17,6 +17,7 @@ from prefmesh.errors import InputError
 from prefmesh.run import run
 from prefmesh.theory import LogLinearProblem, simulate
 from tests import problems
+from tests.algorithms.test_lora_mixing import learner
 from tests.theory.test_laws import tastes
 
 SMALL = tastes(4, 3, pairs=5)
@@ -195,6 +196,20 @@ def test_passes_do_not_matter(settings: dict) -> None:
         found.append({"theta": state.theta["theta"], **state.memory})
     for other in found[1:]:
         assert problems.apart(found[0], other) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "same", [{"name": "group_robust", "robust_step_size": 0.0}, {"name": "q_fed_avg", "q": 0.0}], ids=str
+)
+def test_of_adapters_that_take_turns(same: dict) -> None:
+    """Rounds that train B or A alone."""
+    sgd = {"name": "sgd", "lr": 0.5, "batch_size": 2}
+    found = [
+        problems.go(learner("alternate", {"rounds": 3, "local_steps": 2, **m}, sgd))[0]
+        for m in ({"name": "fed_dpo"}, same, {"name": "q_fed_avg", "q": 2.0})
+    ]
+    assert problems.apart(found[0].theta, found[1].theta) < 1e-12
+    assert problems.apart(found[0].theta, found[2].theta) > 1e-9
 
 
 def test_in_the_town_the_worst_off_gain(tmp_path) -> None:

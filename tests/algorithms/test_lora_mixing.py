@@ -168,6 +168,7 @@ def test_bytes_are_of_what_is_sent(mixing, share, tmp_path) -> None:
     [
         ({"method": {**FED, "staleness": 1}}, "product, but fed_dpo does more"),
         ({"method": {**FED, "name": "scaffold"}}, "product, but scaffold does more"),
+        ({"method": {**FED, "name": "group_robust"}}, "product, but group_robust does more"),
         ({"method": {**FED, "compression": ["int8"]}}, "product, but fed_dpo does more"),
         ({"method": {**RING, "rounds": 2}, "evaluation": {"neighbour_mixes": 2}}, "neighbour_mixes"),
         ({"policy": {"r": 100}}, "at most 64"),
