@@ -121,6 +121,9 @@ def test_methods_on_one_budget():
         "fine_tuning",
         "group_robust",
         "q_fed_avg",
+        "ifca",
+        "ditto",
+        "apfl",
         "local_only",
     } <= set(names(sweep))
     population = Population(weights=np.full(16, 1 / 16), seed=0)
@@ -136,6 +139,8 @@ def test_methods_on_one_budget():
         assert sum(len(method.participants(r)) for r in rounds) <= 40 * 16
     rounds = {variant.name: variant.changes["method"]["rounds"] for variant in sweep.variants}
     assert (rounds["scaffold"], rounds["fed_buff"], rounds["dec_dpo"]) == (20, 80, 40)
+    assert rounds["ditto"] == 20  # two models to train
+    assert rounds["ifca"] == 27  # two models to fetch, but for the first round
     assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
     below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})
     assert set(names(sweep)) - set(names(study("methods", below_0, [0]))) == {"q_fed_avg"}

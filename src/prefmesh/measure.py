@@ -190,7 +190,7 @@ class Evaluator:
     def _one_row(self, theta: Params) -> bool:
         if self.method.one_row or self.method.agents == 1:
             return True
-        return self.method.mesh.group.size == 1 and next(iter(theta.values())).stride(0) == 0
+        return self.method.mesh.group.size == 1 and all(tensor.stride(0) == 0 for tensor in theta.values())
 
     def _each(self, theta: Params, shared: HeldOut | None = None) -> HeldOut:
         """Each agent's row on its own held-out pairs; pairs of no agent keep the figures in `shared`, or have those under the last

@@ -268,6 +268,9 @@ def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str,
             "FedDPO, then alone",
             {"name": "fine_tuning", "personal_rounds": max(1, rounds // 4)},
         ),
+        "ifca": ("IFCA", {"name": "ifca"}),
+        "ditto": ("Ditto", {"name": "ditto"}),
+        "apfl": ("APFL", {"name": "apfl"}),
         "local_only": ("Local only", {"name": "local_only"}),
     }
 
@@ -280,8 +283,12 @@ def _affordable(settings: dict[str, Any], agents: int) -> int:
     made.check(agents)
     method = cls(made, Population(weights=np.full(agents, 1 / agents), seed=0))
     rounds = made.rounds
-    sent, acting = method.bytes_sent(1, model_bytes=1, data_bytes=0), len(method.participants(1))
-    return min(rounds * 2 * agents // max(1, sent), rounds * agents // acting) if sent else rounds
+    each = range(1, rounds + 1)
+    sent = sum(method.bytes_sent(r, model_bytes=1, data_bytes=0) for r in each)
+    steps = sum(len(method.participants(r)) for r in each) * (1 + len(method.beside))
+    if not sent:
+        return rounds
+    return min(rounds * (rounds * 2 * agents) // sent, rounds * (rounds * agents) // steps)
 
 
 def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:

@@ -105,6 +105,21 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {**FED, "name": "clustered", "clusters": 2, "warm_rounds": 3},
         "optimizer": ADAMW,
     },
+    "IFCA": {
+        "method": {**FED, "name": "ifca", "participation": 4},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "Ditto": {
+        "method": {**FED, "name": "ditto", "participation": 2, "proximity": 0.3},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "APFL": {"method": {**FED, "name": "apfl", "participation": 2, "alpha_lr": 1.0}, "optimizer": ADAMW},
+    "APFL, compressed": {
+        "method": {**FED, "name": "apfl", "compression": [{"name": "top_k", "share": 0.3}]},
+        "optimizer": {"momentum": 0.9},
+    },
     "alone": {"method": {"name": "local_only", "rounds": 5}, "optimizer": ADAMW},
 }
 LORA = (
@@ -118,14 +133,35 @@ LORA = (
     "group robust, some by size",
     "q-FedAvg",
     "gradient tracking",
+    "IFCA",
+    "Ditto",
+    "APFL",
 )
 """Those that are run on adapters too."""
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "FedSA-LoRA": {
+        "method": {**FED, "name": "fed_per", "participation": 4},
+        "objective": {"weights": "by_size"},
+    },
+    "FedPer, compressed": {
+        "method": {
+            **FED,
+            "name": "fed_per",
+            "personal": ["*.3.*"],
+            "compression": [{"name": "random_k", "share": 0.3}],
+        },
+    },
+}
+"""Those that need tensors to tell apart."""
 CORRECTED: dict[str, dict[str, Any]] = {
     "SCAFFOLD": {"name": "sgd", "lr": 0.5},
     "gradient tracking": {"name": "sgd", "lr": 0.5},
     "q-FedAvg": {"name": "sgd", "lr": 0.5},
+    "IFCA": {"name": "sgd", "lr": 0.5},
+    "APFL": {"name": "sgd", "lr": 0.5},
 }
-"""q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen."""
+"""q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen (IFCA,
+APFL: 2e-6 in one or two entries)."""
 MIXED = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, "freeze_a"),
     "FedDPO, products": ({**FED, "participation": 4}, "product"),
@@ -147,8 +183,8 @@ def rows() -> dict[str, tuple[dict[str, Any], float]]:
             "objective": {},
         }
         found[f"log-linear, {name}"] = (config(raw, **changes).plain(), FLOAT64)
-    for name in LORA:
-        small = {key: value for key, value in METHODS[name].items() if key != "optimizer"}
+    for name, wanted in ({name: METHODS[name] for name in LORA} | ADAPTERS).items():
+        small = {key: value for key, value in wanted.items() if key != "optimizer"}
         raw = {
             **TINY,
             "preferences": {**town, "town": {"users": AGENTS, "pairs_per_user": 8}},

@@ -45,12 +45,13 @@ def machine_bytes(device: torch.device) -> int:
 def pass_bytes(learner: Learner, row: Params, frozen: int, memory_gb: float | int | None) -> int:
     """Bytes that a pass may keep: what the libraries, the `frozen` model (bytes) and the agents' state leave of `memory_gb`.
 
-    None: a sixteenth of the machine's memory. Raises `InputError` where nothing is left.
+    None: a sixteenth of the machine's memory. Raises `InputError` where nothing is left, or the method cannot train such a model.
     """
     device = learner.problem.policy.device
+    # Where the method does not fit the model, it is refused here, before anything is written.
+    state = learner.begin({name: tensor.to("meta") for name, tensor in row.items()})
     if memory_gb is None:
         return machine_bytes(device) // 16
-    state = learner.begin({name: tensor.to("meta") for name, tensor in row.items()})
     parts = [*state.theta.values(), *state.optimizer.values(), *state.memory.values()]
     agents = sum(t[0].nbytes if t.dim() and t.stride(0) == 0 else t.nbytes for t in parts)
     # A round writes where its participants end, and mixes tensor by tensor.

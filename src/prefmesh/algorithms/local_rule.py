@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,16 +44,28 @@ class Steps:
     gradients: Params
 
 
+@runtime_checkable
+class Learn(Protocol):
+    """Local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes (""), and of what it trains beside
+    (`Method.beside`). `at`: from theta to where the gradient is taken; none: at theta."""
+
+    def __call__(
+        self,
+        theta: Params,
+        correction: Correction | None,
+        purpose: str,
+        at: Callable[[Params], Params] | None = None,
+    ) -> Steps: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Practice:
     """What agents that share a pass can do with their own pairs of a round; of a method they ask no more than models (some, ...).
 
-    `learn(theta, correction, purpose)`: local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes
-    (""), and of what it names otherwise, for policies that an agent trains beside. `losses(theta)`: the mean loss over the round's
-    pairs, of each agent at its row. `lr`: the round's step size.
+    `losses(theta)`: the mean loss over the round's pairs, of each agent at its row. `lr`: the round's step size.
     """
 
-    learn: Callable[[Params, Correction | None, str], Steps]
+    learn: Learn
     losses: Callable[[Params], Float[Tensor, " some"]]
     lr: float
 
@@ -68,13 +81,14 @@ def local_steps(
     *,
     steps: Int[ndarray, " agents"] | None = None,
     correction: Correction | None = None,
+    at: Callable[[Params], Params] | None = None,
     keep_gradients: bool = False,
     resting: Params | None = None,
 ) -> Steps:
     """theta_i <- theta_i - lr direction_i, once per batch of `rows`; each batch's weights sum to 1.
 
-    `steps`: how many of its batches each agent takes; none: all. `correction`: applied to every gradient. `resting` (agents, ...):
-    parameters that stay as they are.
+    `steps`: how many of its batches each agent takes; none: all. `correction`: applied to every gradient. `at`: from theta to where
+    the gradient is taken, and what is measured; none: at theta. `resting` (agents, ...): parameters that stay as they are.
     """
     counts = np.full(len(rows), rows.shape[1]) if steps is None else steps
     sums, seen = {}, {name: torch.zeros_like(tensor) for name, tensor in theta.items() if keep_gradients}
@@ -87,7 +101,9 @@ def local_steps(
             weights[moving, step], dtype=problem.reference.dtype, device=problem.reference.device
         )
         still = take(resting, moving) if resting and not everybody else resting or {}
-        losses, gradient, log_probs = loss_and_gradient(problem, own, rows[moving, step], w, resting=still)
+        assert everybody or at is None, "what is taken elsewhere is of all agents of a pass"
+        point = own if at is None else at(own)
+        losses, gradient, log_probs = loss_and_gradient(problem, point, rows[moving, step], w, resting=still)
         for name, total in seen.items():
             total.index_add_(0, torch.from_numpy(moving).to(total.device), gradient[name])
         if correction is not None:

@@ -35,11 +35,16 @@ class Learner:
         """State before round 1; `row` (1, ...) is the policy that all agents start from."""
         state = self.method.begin(row)
         if self.optimizer.state == "keep":
-            state.optimizer = optimizers.initial_state(self.optimizer, row, self.method.mesh.hosted)
+            state.optimizer = self._fresh(row)
             for turn in range(1, self.problem.policy.turns):
                 if "steps" in state.optimizer:
                     state.optimizer[f"steps/{turn}"] = torch.zeros_like(state.optimizer["steps"])
+            for purpose in self.method.beside:
+                state.memory |= {f"{purpose} {name}": tensor for name, tensor in self._fresh(row).items()}
         return state
+
+    def _fresh(self, row: Params) -> dict[str, Tensor]:
+        return optimizers.initial_state(self.optimizer, row, self.method.mesh.hosted)
 
     def round(self, state: State, round_: int, *, consensus: bool = True) -> tuple[State, dict[str, float]]:
         """The state after round `round_` (from 1), and its measures. The old state is used up.
@@ -132,7 +137,12 @@ class Learner:
         method = self.method
         batches, weights = self.batches(round_, agents, state.batches_drawn, method.settings.local_steps)
 
-        def learn(theta: Params, correction: Correction | None, purpose: str) -> Steps:
+        def learn(
+            theta: Params,
+            correction: Correction | None,
+            purpose: str,
+            at: Callable[[Params], Params] | None = None,
+        ) -> Steps:
             moments, put_back = self._moments(state, round_, agents, theta, purpose)
             found = local_steps(
                 self.problem,
@@ -144,6 +154,7 @@ class Learner:
                 weights,
                 steps=method.steps[agents],
                 correction=correction,
+                at=at,
                 keep_gradients=method.uses_gradients,
                 resting=resting,
             )
@@ -165,9 +176,6 @@ class Learner:
             return fresh, lambda: None
         mine = self.method.mesh.rows(agents)
         kept = state.memory if purpose else state.optimizer
-        if purpose and f"{purpose} {next(iter(fresh), '')}" not in kept:
-            everybodys = optimizers.initial_state(self.optimizer, theta, self.method.mesh.hosted)
-            kept |= {f"{purpose} {name}": tensor for name, tensor in everybodys.items()}
         # Steps are counted apart for parameters that take turns.
         turn = (round_ - 1) % self.problem.policy.turns
         names = {

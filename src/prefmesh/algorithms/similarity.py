@@ -42,6 +42,18 @@ def inner_products(gradients: Params) -> Matrix:
     return total.numpy()
 
 
+def by_direction(inner: Matrix, groups: int) -> Int[np.ndarray, " agents"]:
+    """So many groups (fewer where agents are equal), from 0, by average linkage of directions, given all <g_i, g_j>."""
+    if groups == 1:
+        return np.zeros(len(inner), dtype=np.int64)
+    # What all have in common tells nobody apart.
+    centred = inner - inner.mean(0) - inner.mean(1)[:, None] + inner.mean()
+    length = np.sqrt(np.maximum(np.diag(centred), np.finfo(float).tiny))
+    place = np.linalg.eigh(centred / np.outer(length, length))
+    points = place.eigenvectors * np.sqrt(np.clip(place.eigenvalues, 0, None))
+    return fcluster(linkage(points, "average"), groups, "maxclust").astype(np.int64) - 1
+
+
 def told(inner: Matrix, chance: Numbers) -> Bool[np.ndarray, " agents"]:
     """Which gradients have a direction to speak of: chance makes up less than nine tenths of their squared length."""
     return np.diag(inner) - chance > LEAST_SHARE * np.diag(inner)

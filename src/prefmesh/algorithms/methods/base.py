@@ -73,6 +73,11 @@ class Method(ABC):
     """Whether an agent's round depends on more than its own pairs and moments and the model that it starts from."""
     agents_tell: ClassVar[bool] = False
     """Whether agents send numbers of their own beside their updates, such as losses, which `local` leaves in `State.memory`."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """What agents train beside the model that is mixed, E steps a round each; names, under which moments are kept in `memory`."""
+
+    in_turn: ClassVar[bool] = True
+    """Whether a round may train some of the parameters only, as `policy.lora.mixing: alternate` does."""
 
     mesh: Mesh
     """Where agents live: all of them here, unless it is replaced before the first round."""

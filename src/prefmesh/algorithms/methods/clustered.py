@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from prefmesh.algorithms.methods.base import Method, MethodSettings, method
-from prefmesh.algorithms.similarity import find_groups, inner_products
+from prefmesh.algorithms.similarity import by_direction, find_groups, inner_products
 from prefmesh.algorithms.state import State, copies
+from prefmesh.compression.layout import rowwise
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params
 from prefmesh.randomness import derived_seed, generator
@@ -56,6 +56,7 @@ class Clustered(Method):
     Settings = ClusteredSettings
     one_policy = False
     uses_gradients = True
+    in_turn = False
 
     def begin(self, row: Params) -> State:
         """One model for all."""
@@ -94,12 +95,7 @@ class Clustered(Method):
                 inner, np.diag(ghosts).copy(), ghosts, generator(self.population.seed, "groups")
             )
             return np.maximum(found.label, 0)
-        # What all have in common tells nobody apart.
-        centred = inner - inner.mean(0) - inner.mean(1)[:, None] + inner.mean()
-        length = np.sqrt(np.maximum(np.diag(centred), np.finfo(float).tiny))
-        place = np.linalg.eigh(centred / np.outer(length, length))
-        points = place.eigenvectors * np.sqrt(np.clip(place.eigenvalues, 0, None))
-        return fcluster(linkage(points, "average"), self.settings.clusters, "maxclust").astype(np.int64) - 1
+        return by_direction(inner, self.settings.clusters)
 
     def groups(self, state: State) -> Int[np.ndarray, " agents"]:
         """As found; all 0 before."""
@@ -119,14 +115,14 @@ def sketched(gradients: Params, seed: int) -> Float[Tensor, "agents numbers"]:
     """
     random = torch.Generator().manual_seed(seed)
     agents = next(iter(gradients.values())).shape[0]
-    if sum(tensor[0].numel() for tensor in gradients.values()) <= SKETCH:
-        return torch.cat([tensor.reshape(agents, -1).double() for tensor in gradients.values()], dim=1)
+    vectors = [rowwise(tensor) for tensor in gradients.values()]
+    if sum(flat.shape[1] for flat in vectors) <= SKETCH:
+        return torch.cat(vectors, dim=1).double()
     found = next(iter(gradients.values())).new_zeros(agents, SKETCH, dtype=torch.float64)
-    for tensor in gradients.values():
-        flat = tensor.reshape(agents, -1).double()
+    for flat in vectors:
         place = torch.randint(SKETCH, (flat.shape[1],), generator=random)
         sign = 2.0 * torch.randint(2, (flat.shape[1],), generator=random) - 1
-        found.index_add_(1, place.to(flat.device), flat * sign.to(flat))
+        found.index_add_(1, place.to(flat.device), flat.double() * sign.to(flat.device))
     return found
 
 

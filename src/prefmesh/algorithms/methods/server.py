@@ -26,13 +26,11 @@ from prefmesh.policies.base import Params
 from prefmesh.randomness import generator
 
 
-class ServerSettings(MethodSettings):
+class ParticipationSettings(MethodSettings):
     """Who takes part in a round."""
 
     participation: int | None = Field(default=None, ge=1)
     """S, the agents of a round, drawn anew; none: all."""
-    compression: ChainSettings = ()
-    """What updates and models are reduced to on their way, both ways: a list of stages, such as [{name: top_k, share: 0.01}, int8]."""
 
     def check(self, agents: int) -> None:
         """S <= N."""
@@ -40,6 +38,13 @@ class ServerSettings(MethodSettings):
             raise InputError(
                 f"method.participation: found {self.participation} participants; allowed: 1 to {agents}, the number of agents"
             )
+
+
+class ServerSettings(ParticipationSettings):
+    """Who takes part in a round, and how messages go."""
+
+    compression: ChainSettings = ()
+    """What updates and models are reduced to on their way, both ways: a list of stages, such as [{name: top_k, share: 0.01}, int8]."""
 
 
 class Server(Method):

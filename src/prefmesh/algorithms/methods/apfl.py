@@ -1,0 +1,95 @@
+"""APFL (Deng et al. 2020, arXiv 2003.13461, algorithm 1): everybody's policy is a mixture of its own model and the server's.
+
+    vbar_i = alpha_i v_i + (1 - alpha_i) w_i;      participants, in each of their E steps:
+        v_i <- optimizer(v_i, alpha_i grad f_i(vbar_i)),      w_i <- optimizer(w_i, grad f_i(w_i)),      both on the same batch
+    w_i starts the round at theta^r; theta as FedDPO's
+
+so the mixture follows w_i step by step (which costs E copies of w_i in a pass). Agents use alpha_i v_i + (1 - alpha_i) theta. alpha = 0 is
+FedDPO, alpha = 1 everybody alone. With `alpha_lr`, alpha_i learns too (the paper's adaptive rule), once a round, with the first step:
+
+    alpha_i <- alpha_i - alpha_lr <v_i - w_i, grad f_i(vbar_i)>,      cut to 0 .. 1
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import Field
+
+from prefmesh.algorithms.local_rule import Practice, Steps
+from prefmesh.algorithms.methods.base import method
+from prefmesh.algorithms.methods.beside import Beside
+from prefmesh.algorithms.methods.server import ServerSettings
+from prefmesh.algorithms.state import State, put, rows, spread
+from prefmesh.policies.base import Params
+
+
+class APFLSettings(ServerSettings):
+    """What of a policy is an agent's own."""
+
+    alpha: float = Field(default=0.25, ge=0, le=1)
+    """The own model's share of the mixture, at first."""
+    alpha_lr: float = Field(default=0.0, ge=0)
+    """The step size of each agent's alpha, which has a step a round; 0: alpha stays."""
+
+
+@method("apfl")
+class APFL(Beside):
+    """A server, own models, and how much each agent takes of them (`memory`: alpha)."""
+
+    Settings = APFLSettings
+    settings: APFLSettings
+
+    def begin(self, row: Params) -> State:
+        """All take alpha of their own."""
+        state = super().begin(row)
+        device = next(iter(row.values())).device
+        state.memory["alpha"] = torch.full(
+            (self.mesh.hosted,), self.settings.alpha, dtype=torch.float64, device=device
+        )
+        return state
+
+    def both(
+        self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
+    ) -> Steps:
+        """w_i first, whose way is kept; then v_i along it."""
+        kept, mine = {"alpha": state.memory["alpha"]}, self.mesh.rows(agents)
+        alpha = rows(kept, mine)["alpha"].clone()
+        way: list[Params] = []
+
+        def remembered(w: Params, gradient: Params) -> Params:
+            way.append({name: tensor.clone() for name, tensor in w.items()})
+            return gradient
+
+        found = practice.learn(theta, remembered, "")
+        steps = iter(way)
+
+        def mixed(v: Params) -> Params:
+            return _mixture(alpha, v, next(steps))
+
+        first = True
+
+        def scaled(v: Params, gradient: Params) -> Params:
+            nonlocal first
+            along = {name: g * spread(alpha, g) for name, g in gradient.items()}
+            if first and self.settings.alpha_lr:
+                slope = sum(
+                    ((v[name] - way[0][name]).double() * g.double()).flatten(1).sum(1)
+                    for name, g in gradient.items()
+                )
+                alpha.sub_(self.settings.alpha_lr * slope).clamp_(0, 1)
+            first = False
+            return along
+
+        practice.learn(own, scaled, "own", at=mixed)
+        put(kept, mine, {"alpha": alpha})
+        return found
+
+    def policies(self, state: State) -> Params:
+        """alpha_i v_i + (1 - alpha_i) theta, as agents heard it."""
+        everybody = np.arange(self.mesh.first, self.mesh.last)
+        server = self.start(state, self.settings.rounds, everybody)
+        return _mixture(state.memory["alpha"], self.own(state), server)
+
+
+def _mixture(alpha: torch.Tensor, own: Params, server: Params) -> Params:
+    return {name: w + spread(alpha, w) * (own[name] - w) for name, w in server.items()}

@@ -1,0 +1,52 @@
+"""A server, and beside it everybody's own model: what Ditto and APFL share."""
+
+from abc import abstractmethod
+
+import numpy as np
+from jaxtyping import Int
+
+from prefmesh.algorithms.local_rule import Practice, Steps
+from prefmesh.algorithms.methods.server import Server
+from prefmesh.algorithms.state import State, copies, put, rows
+from prefmesh.policies.base import Params
+
+
+class Beside(Server):
+    """Participants train the server's model and their own on the same pairs. Own models v_i are in `memory`, and never leave.
+
+    The measures of a round are those of the server's model in its local steps, as FedDPO's.
+    """
+
+    one_policy = False
+    one_row = False
+    agents_remember = True
+    beside = ("own",)
+    in_turn = False
+
+    def begin(self, row: Params) -> State:
+        """All own models start where the server's does."""
+        state = super().begin(row)
+        state.memory |= {
+            f"own/{name}": tensor for name, tensor in copies(dict(row), self.mesh.hosted).items()
+        }
+        return state
+
+    def own(self, state: State) -> Params:
+        """v_i of all agents hosted here (hosted, ...): the tensors that are kept."""
+        return {name: state.memory[f"own/{name}"] for name in state.theta}
+
+    def local(
+        self, state: State, round_: int, agents: Int[np.ndarray, " some"], theta: Params, practice: Practice
+    ) -> Steps:
+        """Both models' steps; v_i of those who sit out stays as it is."""
+        kept, mine = self.own(state), self.mesh.rows(agents)
+        own = rows(kept, mine)
+        found = self.both(state, agents, theta, own, practice)
+        put(kept, mine, own)
+        return found
+
+    @abstractmethod
+    def both(
+        self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
+    ) -> Steps:
+        """E steps in place of the server's model, from `theta` (some, ...), and of `own`; what those of the server's left."""
