@@ -172,6 +172,14 @@ def test_bytes_are_of_what_is_sent(mixing, share, tmp_path) -> None:
         ({"method": {**FED, "compression": ["int8"]}}, "product, but fed_dpo does more"),
         ({"method": {**RING, "rounds": 2}, "evaluation": {"neighbour_mixes": 2}}, "neighbour_mixes"),
         ({"policy": {"r": 100}}, "at most 64"),
+        (
+            {"policy": {"mixing": "alternate"}, "method": {**FED, "name": "ditto"}},
+            "alternate, but agents of ditto",
+        ),
+        (
+            {"policy": {"mixing": "alternate"}, "method": {**FED, "name": "ifca"}},
+            "alternate, but agents of ifca",
+        ),
     ],
 )
 def test_refused(changes, line) -> None:

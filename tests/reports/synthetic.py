@@ -72,6 +72,7 @@ def metrics(
         row["lr"] = 2e-4
         row["consensus_error_before_mixing"] = consensus * progress * 4
         row["consensus_error"] = consensus * progress * math.exp(-r / rounds)
+        row["lora/mixing_error"] = 0.1 * math.exp(-r / rounds)
         row["bytes_sent"] = bytes_per_round if r else 0
         row["bytes_sent_total"] = bytes_per_round * r
         row["seconds"] = 0.5

@@ -59,6 +59,7 @@ class IFCA(Server):
     one_policy = False
     one_row = False
     agents_remember = True
+    whole_models = True
     in_turn = False
 
     def begin(self, row: Params) -> State:
