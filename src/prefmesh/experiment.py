@@ -159,10 +159,6 @@ def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None
 def _mesh_of(config: ExperimentConfig, method: Method, counts: list[int] | None, group: Group) -> Mesh:
     """Where the method's agents live, and what is averaged there."""
     kind = Mesh
-    if config.policy.lora_mixing == "alternate" and method.whole_models:
-        raise InputError(
-            f"policy.lora.mixing: alternate, but agents of {config.method.name} train or compare whole models; allowed: factors, freeze_a"
-        )
     if config.policy.lora_mixing == "alternate" and not method.in_turn:
         raise InputError(
             f"policy.lora.mixing: alternate, but {config.method.name} trains all factors in every round; allowed: factors, freeze_a"

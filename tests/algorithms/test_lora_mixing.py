@@ -174,11 +174,11 @@ def test_bytes_are_of_what_is_sent(mixing, share, tmp_path) -> None:
         ({"policy": {"r": 100}}, "at most 64"),
         (
             {"policy": {"mixing": "alternate"}, "method": {**FED, "name": "ditto"}},
-            "alternate, but agents of ditto",
+            "alternate, but ditto",
         ),
         (
             {"policy": {"mixing": "alternate"}, "method": {**FED, "name": "ifca"}},
-            "alternate, but agents of ifca",
+            "alternate, but ifca",
         ),
     ],
 )

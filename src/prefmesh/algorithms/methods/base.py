@@ -79,9 +79,6 @@ class Method(ABC):
     in_turn: ClassVar[bool] = True
     """Whether a round may train some of the parameters only, as `policy.lora.mixing: alternate` does."""
 
-    whole_models: ClassVar[bool] = False
-    """Whether agents work with whole models beside the one that they start from: then LoRA's factors cannot take turns."""
-
     mesh: Mesh
     """Where agents live: all of them here, unless it is replaced before the first round."""
     neighbour_mixes: int | None = None

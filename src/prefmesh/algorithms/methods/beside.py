@@ -21,7 +21,6 @@ class Beside(Server):
     one_row = False
     agents_remember = True
     beside = ("own",)
-    whole_models = True
     in_turn = False
 
     def begin(self, row: Params) -> State:

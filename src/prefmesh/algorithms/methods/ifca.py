@@ -59,7 +59,6 @@ class IFCA(Server):
     one_policy = False
     one_row = False
     agents_remember = True
-    whole_models = True
     in_turn = False
 
     def begin(self, row: Params) -> State:
