@@ -48,6 +48,7 @@ LOG_LINEAR: dict[str, dict[str, dict[str, Any]]] = {
         "optimizer": {"batch_size": "full"},
     },
     "dec_dpo reset": {"method": GOSSIP, "optimizer": {"momentum": 0.9, "state": "reset", "lr": 0.5}},
+    "collaboration graph": {"method": {**GOSSIP, "name": "collaboration_graph"}, "optimizer": ADAMW},
     "ditto": {"method": {**PARTIAL, "name": "ditto"}, "optimizer": ADAMW},
     "apfl": {"method": {**PARTIAL, "name": "apfl", "alpha_lr": 1.0}, "optimizer": {"momentum": 0.9}},
     "ifca": {"method": {**PARTIAL, "name": "ifca"}, "optimizer": ADAMW},

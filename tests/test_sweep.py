@@ -124,6 +124,7 @@ def test_methods_on_one_budget():
         "ifca",
         "ditto",
         "apfl",
+        "collaboration_graph",
         "local_only",
     } <= set(names(sweep))
     population = Population(weights=np.full(16, 1 / 16), seed=0)

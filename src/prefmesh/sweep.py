@@ -271,6 +271,10 @@ def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str,
         "ifca": ("IFCA", {"name": "ifca"}),
         "ditto": ("Ditto", {"name": "ditto"}),
         "apfl": ("APFL", {"name": "apfl"}),
+        "collaboration_graph": (
+            "Collaboration graph",
+            {"name": "collaboration_graph", "graph": "exponential", "weights": "uniform"},
+        ),
         "local_only": ("Local only", {"name": "local_only"}),
     }
 

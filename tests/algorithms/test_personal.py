@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.algorithms.methods.clustered import SKETCH, sketched
@@ -56,6 +57,51 @@ class TestTown:
         together = accuracy(town(0, 0.0, name="fed_dpo"), tmp_path / "fed")
         assert accuracy(town(0, 0.0, name="clustered"), tmp_path / "clustered") >= together - 0.01
         assert set(json.loads((tmp_path / "clustered" / "groups.json").read_text()).values()) == {0}
+
+
+class TestCollaborationGraph:
+    def test_groups_part_and_agreement_costs_little(self, tmp_path) -> None:
+        """The figures of three seeds are in docs/log.md; this is one."""
+        for groups, heterogeneity, gain in ((2, 3.0, 0.1), (0, 0.0, -0.015)):
+            together = accuracy(town(groups, heterogeneity, name="fed_dpo"), tmp_path / f"fed_{groups}")
+            learned = town(groups, heterogeneity, name="collaboration_graph")
+            assert accuracy(learned, tmp_path / f"graph_{groups}") > together + gain
+
+    def test_without_sharpness_it_is_dec_dpo(self) -> None:
+        on, sizes, optimizer = problems.problem("log_linear", 24), [6, 9, 4, 5], {"name": "sgd", "lr": 1.0}
+        first = {"rounds": 4, "local_steps": 2, "graph": "ring"}
+        mine = {"name": "collaboration_graph", "sharpness": 0.0, **first}
+        a, _, _ = problems.go(problems.learner(on, sizes, mine, optimizer, weights="by_size"))
+        b, _, _ = problems.go(problems.learner(on, sizes, {"name": "dec_dpo", **first}, optimizer, weights="by_size"))  # fmt: skip
+        torch.testing.assert_close(a.theta["theta"], b.theta["theta"], rtol=0, atol=1e-12)
+
+    def test_weights_are_the_minimum(self) -> None:
+        """One round of four agents that end at 0, 1, 1 and 5, by a general solver."""
+        made = METHODS["collaboration_graph"]
+        settings = made.Settings(name="collaboration_graph", rounds=3, sharpness=0.7)  # pyright: ignore[reportCallIssue]
+        method = made(settings, Population(weights=np.full(4, 0.25), seed=0))
+        state = method.begin({"w": torch.zeros(1, 1, dtype=torch.float64)})
+        end = torch.tensor([[0.0], [1.0], [1.0], [5.0]], dtype=torch.float64)
+        found = method.mix(state, 1, np.arange(4), {"w": end.clone()}).theta["w"][:, 0]
+        for i in range(4):
+            others = [j for j in range(4) if j != i]
+            d = (end[others, 0] - end[i, 0]).square().numpy()
+            d /= d.mean()
+
+            def price(w, d=d) -> float:
+                return float(((w - 0.25) ** 2).sum() + 2 * 0.7 * 0.25 * (w @ d))
+
+            best = minimize(
+                price, np.full(3, 0.25), bounds=[(0, 1)] * 3, options={"ftol": 1e-15},
+                constraints={"type": "eq", "fun": lambda w: w.sum() - 0.75}, method="SLSQP",
+            )  # fmt: skip
+            expected = 0.25 * float(end[i, 0]) + best.x @ end[others, 0].numpy()
+            assert float(found[i]) == pytest.approx(expected, abs=1e-6)
+        assert 0 < float(found[1]) < 1
+
+    def test_models_are_sent_whole(self) -> None:
+        with pytest.raises(InputError, match="allowed for collaboration_graph: none"):
+            prepare(town(0, 0.0, name="collaboration_graph", compression=["int8"]))
 
 
 class TestFineTuning:

@@ -101,6 +101,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": ADAMW,
     },
     "fine-tuning": {"method": {**FED, "name": "fine_tuning", "personal_rounds": 2}, "optimizer": ADAMW},
+    "collaboration graph": {
+        "method": {**DEC, "name": "collaboration_graph", "graph": "exponential", "weights": "uniform"},
+        "optimizer": ADAMW,
+    },
     "clustered": {
         "method": {**FED, "name": "clustered", "clusters": 2, "warm_rounds": 3},
         "optimizer": ADAMW,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -135,21 +135,3 @@ class FactoredMesh(Mesh):
             name: part.reshape(-1, *tensor.shape[1:])
             for (name, tensor), part in zip(rows.items(), parts, strict=True)
         }
-
-    def needed(self, matrix: csr_array, theta: Rows) -> tuple[Int[np.ndarray, " columns"], Rows]:
-        """Everybody whom agents hosted here take from, ascending, and their rows."""
-        if self.group.size == 1:
-            return np.arange(self.agents), theta
-        routes = self._routes_of(matrix)
-        received = self._exchange(routes, theta)()
-        parts = {self.group.rank: np.arange(self.first, self.last)} | routes.receive
-        ranks, place, found = sorted(parts), 0, {}
-        for name, tensor in theta.items():
-            width = tensor[0].numel()
-            of = {
-                rank: flat[:, place : place + width].to(tensor.dtype).view(-1, *tensor.shape[1:])
-                for rank, flat in received.items()
-            }
-            found[name] = torch.cat([(of | {self.group.rank: tensor})[rank] for rank in ranks])
-            place += width
-        return np.concatenate([parts[rank] for rank in ranks]), found

@@ -97,6 +97,24 @@ class Mesh:
                 place += width
         return mixed
 
+    def needed(self, matrix: csr_array, theta: Rows) -> tuple[Int[np.ndarray, " columns"], Rows]:
+        """Everybody whom agents hosted here take from, ascending, and their rows."""
+        if self.group.size == 1:
+            return np.arange(self.agents), theta
+        routes = self._routes_of(matrix)
+        received = self._exchange(routes, theta)()
+        parts = {self.group.rank: np.arange(self.first, self.last)} | routes.receive
+        ranks, place, found = sorted(parts), 0, {}
+        for name, tensor in theta.items():
+            width = tensor[0].numel()
+            of = {
+                rank: flat[:, place : place + width].to(tensor.dtype).view(-1, *tensor.shape[1:])
+                for rank, flat in received.items()
+            }
+            found[name] = torch.cat([(of | {self.group.rank: tensor})[rank] for rank in ranks])
+            place += width
+        return np.concatenate([parts[rank] for rank in ranks]), found
+
     def weighted_sum(self, weights: Float[Tensor, " own"], rows: Rows) -> Rows:
         """sum_i weights_i rows_i (1, ...) over all processes' agents: what a server forms from what participants sent.
 

@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefmesh.errors import InputError
 
 Row = dict[str, Any]
-PERSONAL = ("local_only", "fine_tuning", "clustered", "ifca", "ditto", "apfl", "fed_per")
+PERSONAL = (
+    "local_only",
+    "fine_tuning",
+    "clustered",
+    "ifca",
+    "ditto",
+    "apfl",
+    "fed_per",
+    "collaboration_graph",
+)
 """Methods whose result is each agent's own policy, for runs that have no summary yet."""
 
 Kind = Literal["run", "compare", "study"]
