@@ -55,8 +55,8 @@ class Learner:
         method, mesh = self.method, self.method.mesh
         active = method.participants(round_)
         own = mesh.here(active)
-        whole, policy = state.theta, self.problem.policy
-        trained = policy.trained(whole, round_)
+        names, trained = list(state.theta), self.problem.policy.trained(state.theta, round_)
+        resting = {name: tensor for name, tensor in state.theta.items() if name not in trained}
         end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in trained.items()}
         stats, gradients = [], []
         # As few passes as there must be, of like size: a last one of few agents would not pay.
@@ -80,16 +80,20 @@ class Learner:
             for key in STATS
         }
         measures["lr"] = self.lr(round_)
-        resting = {name: tensor for name, tensor in whole.items() if name not in trained}
+        still = rows(resting, mesh.rows(own))
         if consensus:
-            reached = end | rows(resting, mesh.rows(own))
-            measures["consensus_error_before_mixing"] = self._consensus_error(reached, round_, len(active))
+            measures["consensus_error_before_mixing"] = self._consensus_error(
+                end | still, round_, len(active)
+            )
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
-        meant = self._meant(state, round_, own, end | rows(resting, mesh.rows(own))) if consensus else None
+        meant = self._meant(state, round_, own, end | still) if consensus else None
+        # Mixing frees rows as it goes: nobody else may hold them.
         state.theta = dict(trained)
+        del trained
         state = method.mix(state, round_, own, end)
-        state.theta = {name: state.theta.get(name, tensor) for name, tensor in whole.items()}
+        mixed = resting | state.theta
+        state.theta = {name: mixed[name] for name in names}
         state.gradients = {}
         if meant is not None:
             measures["lora/mixing_error"] = mixing_error(mesh, meant, self._left(state))
