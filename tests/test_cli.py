@@ -13,7 +13,7 @@ from prefmesh.cli import app
 from tests.runs import FILE, ROWS, TOWN, contents, prefmesh, write_jsonl, write_yaml
 
 COMMANDS = [
-    "run", "bench", "compare", "study", "topology", "data", "warmstart", "eval", "report", "doctor", "landscape", "plan", "theory verify",
+    "run", "bench", "compare", "study", "topology", "data", "warmstart", "eval", "personalize", "report", "doctor", "landscape", "plan", "theory verify",
 ]  # fmt: skip
 
 

@@ -300,6 +300,52 @@ def evaluate(
         terminal.out.print(table)
 
 
+@app.command(short_help="Adapters for new users, from k pairs of each.")
+def personalize(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="FILE", help="Preferences of users who were no part of the run.")
+    ],
+    pairs: Annotated[
+        str, typer.Option("--pairs", metavar="K,K,...", help="How many pairs of each user to learn from.")
+    ] = "1,4,16",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of each user.")] = 10,
+    lr: Annotated[float | None, typer.Option("--lr", help="Step size. Default: the run's.")] = None,
+    out: Out = None,
+    override: Overrides = None,
+    plugin: Plugins = None,
+    json: AsJson = False,
+) -> None:
+    """Cold start: an adapter for each new user from k pairs, judged on the user's other pairs.
+
+    A user starts from the run's policy (of an agent or a group, where it has several) with the least loss on the k
+    pairs, and trains as agents did. DIR keeps the adapters of the largest k.
+
+    \b
+    Example: prefmesh personalize runs/first --data new.jsonl --pairs 1,4,16
+    """
+    from prefmesh import terminal
+    from prefmesh.errors import InputError
+    from prefmesh.personalize import personal_tables
+    from prefmesh.personalize import personalize as learn
+
+    load_plugins(plugin)
+    try:
+        numbers = [int(number) for number in listed(pairs)]
+    except ValueError:
+        raise InputError(f"--pairs: found {pairs!r}; allowed: whole numbers separated by commas") from None
+    directory = out or new_run_directory(f"{run.name}-personalize")
+    with terminal.progress() as listener:
+        say = listener("personalize").stage
+        found = learn(run, data, list(override or []), directory, pairs=numbers, steps=steps, lr=lr, say=say)
+    if json:
+        terminal.print_json(found)
+        return
+    for table in personal_tables(found):
+        terminal.out.print(table)
+    terminal.said(directory)
+
+
 @app.command(short_help="Write a directory's figures and report.html anew.")
 def report(
     directory: Annotated[Path, typer.Argument(help="A run directory, or one of compare or study.")],

@@ -70,27 +70,44 @@ def inspect_data(source: str, overrides: list[str], tokenizer: str | None) -> Su
     )
 
 
+def finished_run(run: Path) -> ExperimentConfig:
+    """The config of a run that has come to its end. Raises `InputError` where there is none."""
+    if not (run / "config.yaml").is_file() or not (run / "policy").is_dir():
+        raise InputError(
+            f"{run}: no finished run (config.yaml and policy/ are not both there); allowed: a run directory"
+        )
+    return load_config(run / "config.yaml")
+
+
+def other_pairs(source: str, overrides: list[str]) -> list[Pair]:
+    """All pairs of a data file; of an experiment's YAML file those that it holds out, where it does."""
+    config = data_config(source, overrides)
+    pairs = load_pairs(config.preferences, config.seed)[0]
+    if source.endswith(CONFIG_SUFFIXES) and config.evaluation.held_out:
+        return [pairs[i] for i in _division(config, pairs).split.held_out]
+    return pairs
+
+
+def problem_of(trained: ExperimentConfig, pairs: list[Pair], say: Callable[[str], None]) -> Problem:
+    """A run's policy, reference and loss on pairs that come from elsewhere."""
+    policy = policy_of(trained)
+    say("reference log-probabilities")
+    data = policy.encode(pairs)
+    reference = reference_log_probs(policy, data, lambda p, d: log_probs(p, None, d, np.arange(len(d))))
+    return Problem(policy=policy, data=data, reference=reference, objective=trained.objective)
+
+
 def evaluate_run(run: Path, source: str, overrides: list[str], say: Callable[[str], None]) -> dict[str, Any]:
     """A run's policy on `source`: accuracy with its interval, margins and loss, in all and per user.
 
     All pairs of a data file count; of an experiment's YAML file those that it holds out, where it does.
     The policy is the average model; where the run kept an adapter per user, `own_accuracy` is that user's own adapter's.
     """
-    if not (run / "config.yaml").is_file() or not (run / "policy").is_dir():
-        raise InputError(
-            f"{run}: no finished run (config.yaml and policy/ are not both there); allowed: a run directory"
-        )
-    trained = load_config(run / "config.yaml")
-    config = data_config(source, overrides)
+    trained = finished_run(run)
     say("reading preferences")
-    pairs = load_pairs(config.preferences, config.seed)[0]
-    if source.endswith(CONFIG_SUFFIXES) and config.evaluation.held_out:
-        pairs = [pairs[i] for i in _division(config, pairs).split.held_out]
-    policy = policy_of(trained)
-    say("reference log-probabilities")
-    data = policy.encode(pairs)
-    reference = reference_log_probs(policy, data, lambda p, d: log_probs(p, None, d, np.arange(len(d))))
-    problem = Problem(policy=policy, data=data, reference=reference, objective=trained.objective)
+    pairs = other_pairs(source, overrides)
+    problem = problem_of(trained, pairs, say)
+    policy = problem.policy
     rows = np.arange(len(pairs))
     say("scoring")
     found = score(problem, load_row(policy, run / "policy"), rows)

@@ -435,11 +435,11 @@ class Rounds:
         policies = method.policies(state)
         mean = experiment.evaluator.mean(policies)
         if self.writes:
-            self._save(mean, self.out / "policy")
+            save_row(self.config, experiment.policy, mean, self.out / "policy")
         if experiment.evaluator.differ(policies) and getattr(self.config.policy, "train", "lora") == "lora":
             for i in range(method.mesh.hosted):
                 place = self.out / "adapters" / f"agent_{method.mesh.first + i:04d}"
-                self._save(take(policies, np.array([i])), place)
+                save_row(self.config, experiment.policy, take(policies, np.array([i])), place)
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
         groups = method.groups(state)
@@ -460,13 +460,6 @@ class Rounds:
                 self.out / "held_out.safetensors",
             )
         return self._summary("done", evaluation)
-
-    def _save(self, row: Params, directory: Path) -> None:
-        policy = self.experiment.policy
-        if isinstance(policy, CausalLMPolicy):
-            save_policy(policy, row, directory, base=model_source(self.config.policy.model))
-        else:
-            save_tensors(row, directory)
 
     def _summary(self, status: str, evaluation: Evaluation | None) -> dict[str, Any]:
         """Write and return `summary.json`; the last thing that is written, when all processes are done."""
@@ -511,6 +504,14 @@ class Rounds:
         numbers = [len(held) * own.get(key, 0.0) for key in ("own", "consensus")]
         *sums, count = self.group.total(np.array([*numbers, float(len(held))]))
         return {"own": float(sums[0] / count), "consensus": float(sums[1] / count)} if town else None
+
+
+def save_row(config: ExperimentConfig, policy: Policy, row: Params, directory: Path) -> None:
+    """Write a model (1, ...) of the config's policy as others load it (see `policies.export`)."""
+    if isinstance(policy, CausalLMPolicy):
+        save_policy(policy, row, directory, base=model_source(config.policy.model))
+    else:
+        save_tensors(row, directory)
 
 
 def _set_threads(config: ExperimentConfig) -> None:
