@@ -36,7 +36,13 @@ def verify(
     what they find does not depend on it. An experiment that breaks is a row that says so; the others go on.
     """
     # Importing registers the claims.
-    from prefmesh.theory.verify import landscape_claims, law_claims, network_claims, rate_claims  # noqa: F401
+    from prefmesh.theory.verify import (  # noqa: F401
+        landscape_claims,
+        law_claims,
+        method_claims,
+        network_claims,
+        rate_claims,
+    )
 
     claims = chosen(only)
     if min(jobs, len(claims)) < 2:
