@@ -106,8 +106,7 @@ class Convergence:
     """A method's way to its limit, from all agents at 0.
 
     Distances are sqrt((1/N) sum_i ||theta_i - .||^2), at the start and after every round. `rate`: nats a round by which those to the
-    limit fall. `rate_error`: the slope is off by no more than that where logarithms of distances are off a straight line by no more
-    than they are seen to be. `predicted` is None where a round has no Jacobian.
+    limit fall, with its standard error. `predicted` is None where a round has no Jacobian.
     """
 
     limit: Rows
@@ -174,14 +173,9 @@ def window(distance: Float[np.ndarray, " points"]) -> tuple[int, int]:
 
 
 def slope(distance: Float[np.ndarray, " points"]) -> tuple[float, float]:
-    """Nats a round, by least squares in the logarithm, and how far off that may be.
-
-    Logarithms at k = -L/2..L/2 that are within a of a line move its slope by at most a sum|k| / sum k^2 = 3 a / L.
-    """
-    logs = np.log(distance)
-    line = linregress(np.arange(len(logs)), logs)
-    off = float(np.abs(logs - line.intercept - line.slope * np.arange(len(logs))).max())
-    return -float(line.slope), 3 * off / len(logs)
+    """Nats a round, by least squares in the logarithm, and its standard error."""
+    line = linregress(np.arange(len(distance)), np.log(distance))
+    return -float(line.slope), float(line.stderr)
 
 
 def predicted_rate(jacobian: Float[np.ndarray, "size size"]) -> tuple[float, Float[np.ndarray, "size kept"]]:

@@ -1,4 +1,4 @@
-"""Claims about where methods end with full batches, and how fast they get there (docs/theory, section 5.8).
+"""Claims about where methods end with full batches, and how fast they get there (docs/theory, section 5.9).
 
 Left out are methods of which rounds differ by chance (fed_buff, async_gossip), and those that have no one policy or another objective.
 """
@@ -99,7 +99,7 @@ def expected_limit(label: str, seed: int) -> Rows:
     "With full batches, distances to a method's limit fall each round by the largest modulus of the eigenvalues of the round's Jacobian "
     "there, without those of 1 that belong to what no round changes.",
     of="log-linear, own pairs, six users",
-    where="docs/theory, section 5.8",
+    where="docs/theory, section 5.9",
 )
 def rates(effort: Effort) -> Finding:
     """Nats a round, fitted to simulations and from the Jacobian; every method, over problems."""
@@ -145,7 +145,7 @@ SHOWN = (
     "With full batches, SCAFFOLD and gradient tracking (with any E), momentum tracking, exact diffusion and EXTRA (E = 1) end at the "
     "optimum of f, also where messages are compressed.",
     of="log-linear, own pairs, six users",
-    where="docs/theory, section 5.8",
+    where="docs/theory, section 5.9",
 )
 def optimum(effort: Effort) -> Finding:
     """The largest distance that any agent of any corrected method is left at; ways to the optimum, and two that end before it."""
@@ -165,7 +165,7 @@ def optimum(effort: Effort) -> Finding:
             y_label="distance to the optimum of f",
             series=[
                 # At rest for good: the curve goes on where others still move.
-                Series(label=label, x=list(range(length)), y=_held(y, length))
+                Series(label=label, x=np.arange(float(length)).tolist(), y=_held(y, length))
                 for label, y in shown.items()
             ],
             log_y=True,
@@ -192,7 +192,7 @@ BIASED = (
     "With full batches FedDPO, also with the server's momentum and with EF21, and exact diffusion with E > 1 end at the fixed point "
     "of FedDPO; DecDPO ends at its own, and with CHOCO at that of (1 - gamma) I + gamma W.",
     of="log-linear, own pairs, six users",
-    where="docs/theory, eqs. (5.1) and (5.2)",
+    where="docs/theory, eqs. (5.1) and (5.3)",
 )
 def bias(effort: Effort) -> Finding:
     """The largest distance of a simulation's end from the fixed point that Newton finds."""
