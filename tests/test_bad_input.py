@@ -90,7 +90,7 @@ def test_data(here, name):
     ("file", "content", "said"),
     [
         ("answers.jsonl.gz", b"no gzip", ("answers.jsonl.gz: damaged or no gzip file",)),
-        ("cut.jsonl.gz", gzip.compress(row().encode() * 50)[:-12], ("cut.jsonl.gz: damaged or no gzip file",)),
+        ("cut.jsonl.gz", gzip.compress(row().encode() * 50, mtime=0)[:-12], ("cut.jsonl.gz: damaged or no gzip file",)),
         ("answers.csv", b"prompt,chosen,chosen\na,b,c\n", ("answers.csv:1: the header names a column twice",)),
         ("short.csv", b"prompt,chosen,rejected,user\na,b\n", ("short.csv:2:", "2 fields, but the header has 4")),
         ("answers.parquet", b"PAR1 no", ("answers.parquet: damaged or no Parquet file",)),
