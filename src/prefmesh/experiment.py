@@ -158,25 +158,39 @@ def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None
 
 def _mesh_of(config: ExperimentConfig, method: Method, counts: list[int] | None, group: Group) -> Mesh:
     """Where the method's agents live, and what is averaged there."""
-    kind = Mesh
+    ranks = config.policy.lora_ranks
     if config.policy.lora_mixing == "alternate" and not method.in_turn:
         raise InputError(
             f"policy.lora.mixing: alternate, but {config.method.name} trains all factors in every round; allowed: factors, freeze_a"
         )
     if config.policy.lora_mixing == "product":
-        if not method.averages:
+        _refuse_more_than_averages(method, "policy.lora.mixing: product", "factors, freeze_a, alternate")
+    if ranks is not None:
+        _refuse_more_than_averages(method, "policy.lora.ranks: found some", "none")
+        if len(ranks.of) != method.agents:
             raise InputError(
-                f"policy.lora.mixing: product, but {config.method.name} does more with models than to average them, as it is set here; allowed: "
-                "factors, freeze_a, alternate, or fed_dpo, fed_prox, fine_tuning, dec_dpo, local_only or centralized without "
-                "compression, staleness and, without a server, weights by_size"
+                f"policy.lora.ranks: found {len(ranks.of)}; allowed: {method.agents}, one for each agent of {method.settings.name}"
             )
-        if method.neighbour_mixes is not None:
-            raise InputError(
-                "evaluation.neighbour_mixes: neighbours cannot mix gradients as products; allowed with policy.lora.mixing product: none"
-            )
-        kind = FactoredMesh
+    kind = FactoredMesh if config.policy.lora_mixing == "product" else Mesh
     wire = config.runtime.wire_dtype()
-    return kind(counts, group, wire) if counts else kind.of(method.agents, group, wire)
+    mesh = kind(counts, group, wire) if counts else kind.of(method.agents, group, wire)
+    mesh.ranks = ranks
+    return mesh
+
+
+def _refuse_more_than_averages(method: Method, what: str, without: str) -> None:
+    """Raise `InputError` where `what` is asked of a method that does not only average models; `without`: what else is allowed."""
+    if not method.averages:
+        raise InputError(
+            f"{what}, but {method.settings.name} does more with models than to average them, as it is set here; allowed: "
+            f"{without}, or fed_dpo, fed_prox, fine_tuning, dec_dpo, local_only or centralized without compression, staleness and, "
+            "without a server, weights by_size"
+        )
+    if method.neighbour_mixes is not None:
+        raise InputError(
+            f"{what}, but neighbours do not mix gradients so (evaluation.neighbour_mixes: {method.neighbour_mixes}); allowed: {without}, "
+            "or no neighbour_mixes"
+        )
 
 
 def assembled(

@@ -439,7 +439,9 @@ class Rounds:
         if experiment.evaluator.differ(policies) and getattr(self.config.policy, "train", "lora") == "lora":
             for i in range(method.mesh.hosted):
                 place = self.out / "adapters" / f"agent_{method.mesh.first + i:04d}"
-                save_row(self.config, experiment.policy, take(policies, np.array([i])), place)
+                ranks = method.mesh.ranks
+                rank = None if ranks is None else int(ranks.of[method.mesh.first + i])
+                save_row(self.config, experiment.policy, take(policies, np.array([i])), place, rank)
             if self.writes:
                 write_json(self.out / "adapters" / "users.json", experiment.census.agent_of_user)
         groups = method.groups(state)
@@ -506,10 +508,12 @@ class Rounds:
         return {"own": float(sums[0] / count), "consensus": float(sums[1] / count)} if town else None
 
 
-def save_row(config: ExperimentConfig, policy: Policy, row: Params, directory: Path) -> None:
+def save_row(
+    config: ExperimentConfig, policy: Policy, row: Params, directory: Path, rank: int | None = None
+) -> None:
     """Write a model (1, ...) of the config's policy as others load it (see `policies.export`)."""
     if isinstance(policy, CausalLMPolicy):
-        save_policy(policy, row, directory, base=model_source(config.policy.model))
+        save_policy(policy, row, directory, base=model_source(config.policy.model), rank=rank)
     else:
         save_tensors(row, directory)
 

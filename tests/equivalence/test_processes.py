@@ -166,13 +166,20 @@ CORRECTED: dict[str, dict[str, Any]] = {
 }
 """q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen (IFCA,
 APFL: 2e-6 in one or two entries)."""
-MIXED = {
-    "FedDPO, A frozen": ({**FED, "participation": 4}, "freeze_a"),
-    "FedDPO, products": ({**FED, "participation": 4}, "product"),
-    "ring, products": (DEC, "product"),
-    "ring, alternating": (DEC, "alternate"),
+RANKS = [2, 4, 1, 4, 3, 2]
+MIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "FedDPO, A frozen": ({**FED, "participation": 4}, {"mixing": "freeze_a"}),
+    "FedDPO, products": ({**FED, "participation": 4}, {"mixing": "product"}),
+    "ring, products": (DEC, {"mixing": "product"}),
+    "ring, alternating": (DEC, {"mixing": "alternate"}),
+    "FedDPO, products of unequal ranks": (
+        {**FED, "participation": 4},
+        {"mixing": "product", "ranks": RANKS},
+    ),
+    "ring, products of unequal ranks": (DEC, {"mixing": "product", "ranks": RANKS}),
+    "ring, unequal ranks": (DEC, {"ranks": RANKS}),
 }
-"""What of the adapters is averaged."""
+"""What of the adapters is averaged, and how large they are."""
 
 
 def rows() -> dict[str, tuple[dict[str, Any], float]]:
@@ -199,9 +206,9 @@ def rows() -> dict[str, tuple[dict[str, Any], float]]:
             "optimizer": CORRECTED.get(name, {"lr": 5e-3}),
         }
         found[f"LoRA, {name}"] = (config(raw, **changes).plain(), LORA_FLOAT32)
-    for name, (method, mixing) in MIXED.items():
+    for name, (method, lora) in MIXED.items():
         small = {"source": "builtin:town", "agents": AGENTS, "town": {"users": AGENTS, "pairs_per_user": 8}}
-        policy = {**TINY["policy"], "lora": {"r": 4, "target_modules": ["c_attn"], "mixing": mixing}}
+        policy = {**TINY["policy"], "lora": {"r": 4, "target_modules": ["c_attn"], **lora}}
         raw = {**TINY, "preferences": small, "objective": {}, "policy": policy}
         raw["runtime"] = {**TINY["runtime"], "dtype": "float64"}
         changes = {"method": {**method, "rounds": 3}, "optimizer": {"lr": 5e-3}}

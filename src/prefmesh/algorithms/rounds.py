@@ -15,6 +15,7 @@ from prefmesh.algorithms.local_rule import STATS, Correction, Practice, Steps, l
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
 from prefmesh.algorithms.state import State, is_finite, joined, put, rows
+from prefmesh.mesh import cut
 from prefmesh.policies.base import Params
 
 
@@ -63,7 +64,7 @@ class Learner:
         passes = -(-len(own) // self.agents_per_pass)
         for here in np.array_split(np.arange(len(own)), passes) if passes else ():
             agents = own[here]
-            start = dict(method.start(state, round_, agents))
+            start = dict(mesh.kept(method.start(state, round_, agents), agents))
             # Steps are taken in place, in the rows that the participants will have reached.
             theta = {
                 name: tensor[here[0] : here[-1] + 1].copy_(start.pop(name)) for name, tensor in end.items()
@@ -157,7 +158,7 @@ class Learner:
                 batches,
                 weights,
                 steps=method.steps[agents],
-                correction=correction,
+                correction=self._within_ranks(agents, correction),
                 at=at,
                 keep_gradients=method.uses_gradients,
                 resting=resting,
@@ -170,6 +171,17 @@ class Learner:
 
         practice = Practice(learn=learn, losses=losses, lr=self.lr(round_))
         return method.local(state, round_, agents, theta, practice)
+
+    def _within_ranks(self, agents: np.ndarray, correction: Correction | None) -> Correction | None:
+        """Where A is frozen, B has a gradient beyond an agent's rank, too: nobody follows it."""
+        ranks = self.method.mesh.ranks
+        if ranks is None:
+            return correction
+
+        def within(theta: Params, gradient: Params) -> Params:
+            return cut(correction(theta, gradient) if correction else gradient, ranks.of[agents])
+
+        return within
 
     def _moments(
         self, state: State, round_: int, agents: np.ndarray, theta: Params, purpose: str

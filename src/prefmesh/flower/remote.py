@@ -91,6 +91,8 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
         raise InputError(
             "policy.lora.mixing: alternate, but sites send all factors; allowed under Flower: factors, freeze_a, product"
         )
+    if config.policy.lora_ranks is not None:
+        raise InputError("policy.lora.ranks: sites train adapters of one rank; allowed under Flower: none")
     if config.runtime.processes > 1:
         raise InputError(f"runtime.processes: {config.runtime.processes}; allowed under Flower: 1")
     if config.evaluation.samples > 0 and hasattr(config.policy, "train"):

@@ -3,5 +3,6 @@
 from prefmesh.mesh.factored import FactoredMesh, factor_pairs
 from prefmesh.mesh.group import ALONE, Group
 from prefmesh.mesh.mesh import Mesh
+from prefmesh.mesh.ranks import Ranks, cut
 
-__all__ = ["ALONE", "FactoredMesh", "Group", "Mesh", "factor_pairs"]
+__all__ = ["ALONE", "FactoredMesh", "Group", "Mesh", "Ranks", "cut", "factor_pairs"]

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from prefmesh.mesh.mesh import Mesh, Rows
 from prefmesh.mesh.products import mix
+from prefmesh.mesh.ranks import cut
 
 ROW_NORM = 3**-0.5
 """Of A's rows as PEFT draws them: entries of variance 1 / (3 in)."""
@@ -77,6 +78,25 @@ def average(
 class FactoredMesh(Mesh):
     """A mesh on which layers' products are averaged; tensors that are no factors are averaged as they are."""
 
+    def kept(self, rows: Rows, agents: Int[np.ndarray, " own"]) -> Rows:
+        """The best approximations of agents' own ranks, where what they are given has more."""
+        if self.ranks is None:
+            return rows
+        ranks = self.ranks.of[agents]
+        found = cut(rows, ranks)
+        for rank in np.unique(ranks).tolist():
+            of = torch.from_numpy(np.flatnonzero(ranks == rank))
+            for a, b in factor_pairs(list(rows)):
+                # A row that all share is approximated once. Where B has nothing beyond, the cut has lost nothing.
+                index = (of[:1] if rows[b].stride(0) == 0 else of).to(rows[b].device)
+                own_a, own_b = rows[a][index], rows[b][index]
+                if bool(own_b[:, :, rank:].any()):
+                    one = torch.ones(len(index), 1, dtype=torch.float64, device=own_a.device)
+                    found[a][of, :rank], found[b][of, :, :rank] = average(
+                        one, own_a[:, None], own_b[:, None], own_a[:, :rank]
+                    )
+        return found
+
     def mix(self, matrix: csr_array, theta: Rows) -> Rows:
         """Every agent takes the weighted products of its neighbours, and keeps factors of its rank. `theta` is used up."""
         columns, needed = self.needed(matrix, theta)
@@ -84,20 +104,23 @@ class FactoredMesh(Mesh):
         pairs = factor_pairs(list(theta))
         factors = {name for pair in pairs for name in pair}
         mixed = {
-            name: torch.empty_like(tensor) if name in factors else mix(block, needed[name])
+            name: torch.zeros_like(tensor) if name in factors else mix(block, needed[name])
             for name, tensor in theta.items()
         }
         degrees = np.diff(block.indptr)
-        for degree in np.unique(degrees).tolist():
-            agents = np.flatnonzero(degrees == degree)
+        ranks = np.full(self.agents, -1) if self.ranks is None else self.ranks.of
+        kinds = np.stack([degrees, ranks[self.first : self.last]], axis=1)
+        for degree, rank in np.unique(kinds, axis=0).tolist():
+            agents = np.flatnonzero((kinds == (degree, rank)).all(axis=1))
+            rank = rank if rank >= 0 else None
             entries = block.indptr[agents][:, None] + np.arange(degree)
             device = next(iter(theta.values())).device
             place = torch.from_numpy(block.indices[entries].astype(np.int64)).to(device)
             weights = torch.from_numpy(block.data[entries]).to(device)
             rows = torch.from_numpy(agents).to(device)
             for a, b in pairs:
-                mixed[a][rows], mixed[b][rows] = average(
-                    weights, needed[a][place], needed[b][place], theta[a][rows]
+                mixed[a][rows, :rank], mixed[b][rows, :, :rank] = average(
+                    weights, needed[a][place], needed[b][place], theta[a][rows, :rank]
                 )
         theta.clear()
         return mixed
@@ -115,7 +138,10 @@ class FactoredMesh(Mesh):
     def mean(self, rows: Rows, of: int) -> Rows:
         """The model (1, ...) nearest to the mean of `of` agents' products."""
         models = self._everybodys(rows)
-        return self._one(torch.full((of,), 1 / of, dtype=torch.float64), models, models)
+        # Nobody's A has more directions than that of the agent of the highest rank.
+        most = 0 if self.ranks is None else int(self.ranks.of.argmax())
+        own = {name: tensor[most : most + 1] for name, tensor in models.items()}
+        return self._one(torch.full((of,), 1 / of, dtype=torch.float64), models, own)
 
     def _one(self, weights: Float[Tensor, " terms"], models: Rows, own: Rows) -> Rows:
         weights = weights.to(next(iter(models.values())).device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefmesh.mesh.group import ALONE, Group
 from prefmesh.mesh.products import mix, weighted_sum
+from prefmesh.mesh.ranks import Ranks, cut
 
 Rows = dict[str, Tensor]
 """Named tensors, each with a leading axis of agents."""
@@ -35,6 +36,9 @@ class _Routes:
 
 class Mesh:
     """`counts[p]`: how many agents process p hosts. `wire`: the type in which rows travel; none: as they are."""
+
+    ranks: Ranks | None = None
+    """Of agents' adapters; none: all use theirs whole."""
 
     def __init__(self, counts: Sequence[int], group: Group = ALONE, wire: torch.dtype | None = None):
         assert len(counts) == group.size
@@ -63,11 +67,16 @@ class Mesh:
         """Where agents that live here stand among the rows of this process."""
         return agents - self.first
 
-    def mix(self, matrix: csr_array, theta: Rows) -> Rows:
-        """W Theta (hosted, ...): every agent takes the weighted rows of its neighbours. `theta` is used up.
+    def kept(self, rows: Rows, agents: Int[np.ndarray, " own"]) -> Rows:
+        """What agents that live here keep of the rows (own, ...) that they are given: as many components as they use."""
+        return rows if self.ranks is None else cut(rows, self.ranks.of[agents])
 
-        Only rows that a peer's agents need are sent to it. Agents without neighbours elsewhere are mixed meanwhile.
-        """
+    def mix(self, matrix: csr_array, theta: Rows) -> Rows:
+        """W Theta (hosted, ...): every agent takes the weighted rows of its neighbours, and keeps what it uses. `theta` is used up."""
+        return self.kept(self._mixed(matrix, theta), np.arange(self.first, self.last))
+
+    def _mixed(self, matrix: csr_array, theta: Rows) -> Rows:
+        """Only rows that a peer's agents need are sent to it. Agents without neighbours elsewhere are mixed meanwhile."""
         if self.group.size == 1:
             return {name: mix(matrix, theta.pop(name)) for name in list(theta)}
         routes = self._routes_of(matrix)

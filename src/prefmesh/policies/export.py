@@ -16,20 +16,24 @@ from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.quiet import quiet
 
 
-def save_policy(policy: CausalLMPolicy, row: Params, directory: Path, *, base: str) -> None:
+def save_policy(
+    policy: CausalLMPolicy, row: Params, directory: Path, *, base: str, rank: int | None = None
+) -> None:
     """Write one model `row` (1, ...) to `directory`, replacing it whole; `base` is where the frozen model was loaded from.
 
     LoRA: `adapter_config.json` and `adapter_model.safetensors`, as `peft` and vLLM load them. Full: `config.json` and
-    `model.safetensors`. The tokenizer goes along.
+    `model.safetensors`. The tokenizer goes along. `rank`: components of the adapter that are in use; none: all.
     """
     single = {name: tensor[0].detach().cpu() for name, tensor in (policy.frozen_factors | row).items()}
 
     def write(to: Path) -> None:
         if policy.train == "lora":
-            config = lora.peft_config(policy.model, policy.lora_settings, policy.targets, base=base)
+            settings = policy.lora_settings.of_rank(rank) if rank else policy.lora_settings
+            config = lora.peft_config(policy.model, settings, policy.targets, base=base)
             config.save_pretrained(str(to))
             _sort_targets(to / "adapter_config.json")
-            save_file(lora.peft_state(single), to / "adapter_model.safetensors", metadata={"format": "pt"})
+            factors = lora.held(single, settings.r)
+            save_file(lora.peft_state(factors), to / "adapter_model.safetensors", metadata={"format": "pt"})
         else:
             _save_full(policy, single, to)
         policy.tokenizer.save_pretrained(str(to))
@@ -70,7 +74,7 @@ def _save_full(policy: CausalLMPolicy, single: Params, to: Path) -> None:
 
 
 def load_row(policy: Policy, directory: Path) -> Params:
-    """The inverse of `save_policy` and `save_tensors`: one row (1, ...) of the same policy.
+    """The inverse of `save_policy` and `save_tensors`: one row (1, ...) of the same policy. Smaller ranks are padded with zeros.
 
     Raises `InputError` for a directory whose tensors are not this policy's.
     """
@@ -86,6 +90,12 @@ def load_row(policy: Policy, directory: Path) -> Params:
         if not (directory / file).is_file():
             raise InputError(f"{directory / file}: no such file; allowed: a policy that prefmesh saved")
         found |= {name_of(name): tensor for name, tensor in load_file(directory / file).items()}
+    if isinstance(policy, CausalLMPolicy) and policy.train == "lora" and policy.lora_settings.ranks:
+        most = policy.lora_settings.r
+        found = {
+            name: t if name in policy.frozen_factors else lora.padded(name, t, most)
+            for name, t in found.items()
+        }
     for name, tensor in wanted.items():
         if name not in found or found[name].shape != tensor.shape[1:]:
             has = tuple(found[name].shape) if name in found else "nothing"
@@ -93,7 +103,8 @@ def load_row(policy: Policy, directory: Path) -> Params:
                 f"{directory}: {name}: found {has}; allowed: a tensor of shape {tuple(tensor.shape[1:])}"
             )
     for name, tensor in getattr(policy, "frozen_factors", {}).items():
-        if name not in found or not torch.equal(found[name], tensor[0].cpu()):
+        # An adapter of a smaller rank has the first rows of A.
+        if name not in found or not torch.equal(found[name], tensor[0, : len(found[name])].cpu()):
             raise InputError(
                 f"{directory}: {name}: found another frozen factor; allowed: that of this policy and seed"
             )

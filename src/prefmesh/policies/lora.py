@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prefmesh.errors import InputError
@@ -35,11 +35,25 @@ class LoraSettings(Settings):
     """What agents average. `factors`: A and B, each for itself, which is not the average of the models. `freeze_a`: B alone, A being
     everybody's and never trained (FFA-LoRA). `alternate`: B in odd rounds and A in even ones (RoLoRA). `product`: B A, of which the
     best approximation of rank r is kept."""
+    ranks: list[int] | None = None
+    """Of each agent's adapter, from 1 to r, for devices of unequal strength; none: r for all. The scaling is that of r for all."""
+
+    @model_validator(mode="after")
+    def _ranks_are_within(self) -> "LoraSettings":
+        for rank in self.ranks or []:
+            if not 1 <= rank <= self.r:
+                raise ValueError(f"ranks holds {rank}; allowed: 1 to {self.r}, which is r")
+        return self
 
     @property
     def scaling(self) -> float:
         """alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA (Kalajdzievski 2023)."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    def of_rank(self, rank: int) -> "LoraSettings":
+        """An adapter of so many components and the same scaling."""
+        alpha = self.scaling * (rank**0.5 if self.use_rslora else rank)
+        return self.model_copy(update={"r": rank, "lora_alpha": alpha, "ranks": None})
 
 
 class StackedLoRA(nn.Module):
@@ -157,6 +171,18 @@ def peft_config(model: nn.Module, settings: LoraSettings, targets: list[str], *,
 def peft_state(row: Params) -> dict[str, Tensor]:
     """One agent's factors under PEFT's key names. `row` holds tensors without the agent axis."""
     return {f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in row.items()}
+
+
+def held(row: Params, rank: int) -> Params:
+    """The first `rank` components of one agent's factors, which are without the agent axis."""
+    return {name: t[:rank] if name.endswith("lora_A") else t[:, :rank] for name, t in row.items()}
+
+
+def padded(name: str, tensor: Tensor, rank: int) -> Tensor:
+    """A factor without the agent axis, with zeros up to `rank` components."""
+    if name.endswith("lora_A"):
+        return F.pad(tensor, (0, 0, 0, max(0, rank - tensor.shape[0])))
+    return F.pad(tensor, (0, max(0, rank - tensor.shape[1])))
 
 
 def from_peft_name(key: str) -> str:

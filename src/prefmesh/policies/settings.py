@@ -2,8 +2,10 @@
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from prefmesh.mesh import Ranks
 from prefmesh.policies.lora import LoraSettings
 from prefmesh.settings import Settings
 
@@ -38,6 +40,11 @@ class CausalLMSettings(Settings):
         """How adapters are averaged; none without adapters."""
         return self.lora.mixing if self.train == "lora" else None
 
+    @property
+    def lora_ranks(self) -> Ranks | None:
+        """Of agents' adapters; none: equal, or no adapters."""
+        return Ranks(of=np.array(self.lora.ranks), most=self.lora.r) if self.lora.ranks is not None else None
+
 
 class LogLinearSettings(Settings):
     """A linear model of features of the completion: `attributes` (the built-in town's) or `hashed` words (`dim` buckets)."""
@@ -50,6 +57,7 @@ class LogLinearSettings(Settings):
     """Buckets of `hashed`."""
 
     lora_mixing: ClassVar[None] = None
+    lora_ranks: ClassVar[None] = None
 
     @model_validator(mode="after")
     def _dim_is_used(self) -> "LogLinearSettings":

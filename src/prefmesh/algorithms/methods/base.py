@@ -118,6 +118,13 @@ class Method(ABC):
         """Bytes of one model that is sent, as coded."""
         return message_bytes(layout_of(row), self.compression)
 
+    def models_bytes(self, model_bytes: int, agents: Int[np.ndarray, " some"]) -> int:
+        """Bytes of a model of each of these agents, a whole one having `model_bytes`: an adapter is as large as its rank."""
+        ranks = self.mesh.ranks
+        if ranks is None:
+            return model_bytes * len(agents)
+        return model_bytes * int(ranks.of[agents].sum()) // ranks.most
+
     def followed(
         self, state: State, round_: int, agents: Int[np.ndarray, " some"], target: Params, purpose: str
     ) -> Params:

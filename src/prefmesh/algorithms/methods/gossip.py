@@ -96,9 +96,9 @@ class Gossip(Method):
         return end
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
-        """One model over every directed edge."""
-        w = self.matrix(round_)
-        return model_bytes * int(np.count_nonzero(w.data) - np.count_nonzero(w.diagonal()))
+        """Its sender's model over every directed edge."""
+        receivers, senders = self.matrix(round_).nonzero()
+        return self.models_bytes(model_bytes, senders[senders != receivers])
 
 
 class VaryingSettings(GossipSettings):

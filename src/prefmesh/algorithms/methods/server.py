@@ -173,5 +173,6 @@ class Server(Method):
 
     def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
         """Each participant fetches a model and sends an update; differences of models must be heard by all."""
-        down = self.agents if self.compression else len(self.participants(round_))
-        return model_bytes * (down + len(self.participants(round_)))
+        acting = self.participants(round_)
+        down = np.arange(self.agents) if self.compression else acting
+        return self.models_bytes(model_bytes, down) + self.models_bytes(model_bytes, acting)
