@@ -244,7 +244,7 @@ def test_as_many_agents_in_a_pass_as_before(tmp_path, monkeypatch):
 # ---- stopped elsewhere
 
 
-@pytest.mark.parametrize("what", ["_save", "_finish", "_summary"])
+@pytest.mark.parametrize("what", ["save_row", "Rounds._finish", "Rounds._summary"])
 def test_killed_between_the_last_checkpoint_and_the_end(what, whole, tmp_path, monkeypatch):
     settings = log_linear("dec_dpo")
 
@@ -252,7 +252,7 @@ def test_killed_between_the_last_checkpoint_and_the_end(what, whole, tmp_path, m
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Rounds, what, kill)
+        patch.setattr(f"prefmesh.run.{what}", kill)
         with pytest.raises(Killed):
             running.run(settings, tmp_path / "run")
     running.resume(tmp_path / "run")

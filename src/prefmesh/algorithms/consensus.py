@@ -55,37 +55,36 @@ def consensus_error(
     return total + own / (of or next(iter(theta.values())).shape[0])
 
 
-def mixing_error(mesh: Mesh, meant: Weighted, left: Weighted) -> float:
+def mixing_error(meant: Weighted, left: Weighted) -> float:
     """||sum B A - sum B' A'|| / ||sum B A||, over all layers: from the models whose weighted sum mixing is to leave as the network's
-    mean, to those that it left. 0 where the first sum is.
-
-    Both are of the models hosted here; sums are over all processes.
+    mean, to those that it left. 0 where the first sum is. All models are hosted here.
     """
     moved, length = 0.0, 0.0
     for a, b in factor_pairs(list(meant[1])):
-        wanted, found = (_sum(mesh, w, factors[a], factors[b]) for w, factors in (meant, left))
+        wanted, found = (_sum(weights, factors[a], factors[b]) for weights, factors in (meant, left))
         moved += float((wanted - found).square().sum(dtype=torch.float64))
         length += float(wanted.square().sum(dtype=torch.float64))
     return math.sqrt(moved / length) if length else 0.0
 
 
 def _sum(
-    mesh: Mesh,
     weights: Float[Tensor, " models"],
     a: Float[Tensor, "models rank in"],
     b: Float[Tensor, "models out rank"],
 ) -> Float[Tensor, "out in"]:
-    """sum_k weights_k b_k a_k over all processes: one layer at a time, the only place where it is formed."""
+    """sum_k weights_k b_k a_k, one layer at a time: the only place where it is formed."""
     terms = a.shape[0] * a.shape[1]
     left = (b * weights.to(b)[:, None, None]).transpose(0, 1).reshape(b.shape[1], terms)
-    return mesh.add({"product": (left @ a.reshape(terms, a.shape[2]))[None]})["product"][0]
+    return left @ a.reshape(terms, a.shape[2])
 
 
 def _of_products(
-    a: Float[Tensor, "agents rank in"], b: Float[Tensor, "agents out rank"], mesh: Mesh, of: int
+    a: Float[Tensor, "agents rank in"], b: Float[Tensor, "agents out rank"], mesh: FactoredMesh, of: int
 ) -> float:
+    """Factors travel between processes, products do not."""
     if mesh.group.size == 1 and (len(a) == 1 or a.stride(0) == 0):
         return 0.0
-    mean = _sum(mesh, torch.full((len(a),), 1 / of, dtype=torch.float64), a, b)
+    every = mesh.everybodys({"a": a, "b": b})
+    mean = _sum(torch.full((of,), 1 / of, dtype=torch.float64), every["a"], every["b"])
     own = sum(float((y @ x - mean).square().sum(dtype=torch.float64)) for x, y in zip(a, b, strict=True))
     return float(mesh.group.total(np.array([own]))[0]) / of

@@ -97,7 +97,7 @@ class Learner:
         state.theta = {name: mixed[name] for name in names}
         state.gradients = {}
         if meant is not None:
-            measures["lora/mixing_error"] = mixing_error(mesh, meant, self._left(state))
+            measures["lora/mixing_error"] = mixing_error(meant, self._left(state))
         if consensus:
             measures["consensus_error"] = (
                 0.0 if method.one_row else self._consensus_error(state.theta, round_, method.agents)
@@ -112,21 +112,24 @@ class Learner:
 
     def _meant(self, state: State, round_: int, agents: np.ndarray, end: Params) -> Weighted | None:
         """Copies of the factors whose products mixing is to average; none where it does more, or there are none."""
-        meant = self.method.meant(state, round_, agents, end) if self.problem.policy.factors(end) else None
+        # Whole layers would have to travel between processes, which never do.
+        alone = self.method.mesh.group.size == 1
+        known = alone and self.problem.policy.factors(end)
+        meant = self.method.meant(state, round_, agents, end) if known else None
         if meant is None:
             return None
         weights, models = meant
         return weights, {name: tensor.clone() for name, tensor in self.problem.policy.factors(models).items()}
 
     def _left(self, state: State) -> Weighted:
-        """The models after mixing, each with its share of the network's mean: under a server, process 0 has the only one."""
+        """The models after mixing, each with its share of the network's mean: under a server, the only one."""
         method, policy = self.method, self.problem.policy
         if not method.one_row:
             return torch.full((method.mesh.hosted,), 1 / method.agents, dtype=torch.float64), policy.factors(
                 state.theta
             )
         row = {name: tensor[:1] for name, tensor in state.theta.items()}
-        return torch.tensor([float(method.mesh.group.rank == 0)], dtype=torch.float64), policy.factors(row)
+        return torch.ones(1, dtype=torch.float64), policy.factors(row)
 
     def lr(self, round_: int) -> float:
         """The step size in that round."""

@@ -129,7 +129,7 @@ class FactoredMesh(Mesh):
         """(1 - sum_i weights_i) row + sum_i weights_i rows_i (1, ...): a server's model after its participants' `rows`, of all processes."""
         every = torch.from_numpy(self.group.gather(weights.cpu().double().numpy()[:, None])[:, 0])
         rest = 1 - float(every.sum())
-        models = self._everybodys(rows)
+        models = self.everybodys(rows)
         if abs(rest) > 1e-12:
             every = torch.cat([torch.tensor([rest], dtype=torch.float64), every])
             models = {name: torch.cat([row[name], tensor]) for name, tensor in models.items()}
@@ -137,7 +137,7 @@ class FactoredMesh(Mesh):
 
     def mean(self, rows: Rows, of: int) -> Rows:
         """The model (1, ...) nearest to the mean of `of` agents' products."""
-        models = self._everybodys(rows)
+        models = self.everybodys(rows)
         # Nobody's A has more directions than that of the agent of the highest rank.
         most = 0 if self.ranks is None else int(self.ranks.of.argmax())
         own = {name: tensor[most : most + 1] for name, tensor in models.items()}
@@ -150,7 +150,7 @@ class FactoredMesh(Mesh):
             found[a], found[b] = average(weights[None], models[a][None], models[b][None], own[a][:1])
         return {name: found[name] for name in models}
 
-    def _everybodys(self, rows: Rows) -> Rows:
+    def everybodys(self, rows: Rows) -> Rows:
         """All processes' rows, in the agents' order."""
         if self.group.size == 1:
             return rows

@@ -109,8 +109,7 @@ class Server(Method):
         if not self.averages:
             return None
         acting = self._acting(round_, agents)
-        # Every process has the server's model: each counts its part of it.
-        rest = (1 - float(self.shares(round_, acting, acting).sum())) / self.mesh.group.size
+        rest = 1 - float(self.shares(round_, acting, acting).sum())
         weights = torch.from_numpy(np.append(rest, self.shares(round_, agents, acting)))
         return weights, {name: torch.cat([state.theta[name][:1], tensor]) for name, tensor in end.items()}
 
