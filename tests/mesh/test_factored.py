@@ -85,3 +85,12 @@ def test_every_agent_its_neighbours() -> None:
 
 def test_pairs_need_both() -> None:
     assert factor_pairs(["x.lora_A", "x.lora_B", "y.lora_B", "w"]) == [("x.lora_A", "x.lora_B")]
+
+
+def test_what_diverged_stays_seen() -> None:
+    a, b = factors(2, R)
+    b[1, 0, 0] = torch.inf
+    mixed_a, mixed_b = average(torch.full((1, 2), 0.5, dtype=torch.float64), a[None], b[None], a[:1])
+    assert mixed_a.shape == (1, R, IN)
+    assert mixed_b.shape == (1, OUT, R)
+    assert not torch.isfinite(mixed_b).any()

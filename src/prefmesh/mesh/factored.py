@@ -53,6 +53,9 @@ def average(
     mixed, out = len(own), b.shape[2]
     right = a.double().reshape(mixed, -1, a.shape[-1]).mT
     left = (b.double() * weights.double()[:, :, None, None]).transpose(1, 2).reshape(mixed, out, -1)
+    if not (bool(torch.isfinite(left).all()) and bool(torch.isfinite(right).all())):
+        # What diverged has no decomposition: it stays seen, and the run reports it.
+        return torch.full_like(own, torch.nan), own.new_full((mixed, out, rank), torch.nan)
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(left), torch.linalg.qr(right)
     u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     kept = min(rank, s.shape[1])
