@@ -59,7 +59,7 @@ class Learns(Protocol):
     def begin(self, row: Params) -> State: ...
 
     def round(
-        self, state: State, round_: int, *, consensus: bool = True
+        self, state: State, round_: int, *, consensus: bool = True, evaluated: bool = True
     ) -> tuple[State, dict[str, float]]: ...
 
 
@@ -337,9 +337,9 @@ class Rounds:
         started = time.perf_counter()
         line: dict[str, Any] = {"round": round_, "bytes_sent": 0}
         if round_ > 0:
-            alone = self.group.size == 1
+            alone, evaluated = self.group.size == 1, self._evaluated(round_)
             state, found = self.experiment.learner.round(
-                state, round_, consensus=alone or self._evaluated(round_)
+                state, round_, consensus=alone or evaluated, evaluated=evaluated
             )
             line["bytes_sent"] = self.experiment.method.bytes_sent(
                 round_,

@@ -47,11 +47,14 @@ class Learner:
     def _fresh(self, row: Params) -> dict[str, Tensor]:
         return optimizers.initial_state(self.optimizer, row, self.method.mesh.hosted)
 
-    def round(self, state: State, round_: int, *, consensus: bool = True) -> tuple[State, dict[str, float]]:
+    def round(
+        self, state: State, round_: int, *, consensus: bool = True, evaluated: bool = True
+    ) -> tuple[State, dict[str, float]]:
         """The state after round `round_` (from 1), and its measures. The old state is used up.
 
         Where agents live in several processes, measures are means over participants hosted here (0 where there are none),
         but for the consensus errors, which are of all: they take a message from every process, and are left out without `consensus`.
+        LoRA's mixing error takes copies of all rows, and is left out unless an evaluation follows (`evaluated`).
         """
         method, mesh = self.method, self.method.mesh
         active = method.participants(round_)
@@ -88,7 +91,7 @@ class Learner:
             )
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
-        meant = self._meant(state, round_, own, end | still) if consensus else None
+        meant = self._meant(state, round_, own, end | still) if evaluated else None
         # Mixing frees rows as it goes: nobody else may hold them.
         state.theta = dict(trained)
         del trained
@@ -190,9 +193,9 @@ class Learner:
         self, state: State, round_: int, agents: np.ndarray, theta: Params, purpose: str
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
         """The moments of agents hosted here, and what to call when they were changed."""
-        fresh = optimizers.initial_state(self.optimizer, theta, len(agents))
         if self.optimizer.state != "keep":
-            return fresh, lambda: None
+            return optimizers.initial_state(self.optimizer, theta, len(agents)), lambda: None
+        fresh = optimizers.initial_state(self.optimizer, theta, 0)  # of nobody: its names are asked for
         mine = self.method.mesh.rows(agents)
         kept = state.memory if purpose else state.optimizer
         # Steps are counted apart for parameters that take turns.

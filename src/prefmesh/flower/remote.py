@@ -120,7 +120,9 @@ class RemoteLearner:
         state.memory[LAST] = torch.zeros(self.method.agents, dtype=torch.int64)
         return state
 
-    def round(self, state: State, round_: int, *, consensus: bool = True) -> tuple[State, dict[str, float]]:
+    def round(
+        self, state: State, round_: int, *, consensus: bool = True, evaluated: bool = True
+    ) -> tuple[State, dict[str, float]]:
         """The state after round `round_`, and its measures: of the agents whose answers were taken (`sites`, of these `late`).
 
         Raises `PeerLost` where fewer than `least` answered in time.
