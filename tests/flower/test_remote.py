@@ -38,6 +38,13 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         {"method": {**FED, "participation": 2, "staleness": 1}, "evaluation": {"samples": 0}},
         1e-6,
     ),
+    "LoRA, factors": (TINY, {"method": FED, "evaluation": {"samples": 0}}, 1e-9),
+    "LoRA, products": (
+        TINY
+        | {"policy": {**TINY["policy"], "lora": {"r": 4, "target_modules": ["c_attn"], "mixing": "product"}}},
+        {"method": FED, "evaluation": {"samples": 0}},
+        1e-9,
+    ),
 }
 
 

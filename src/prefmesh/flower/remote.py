@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 
 from prefmesh.algorithms import optimizers
-from prefmesh.algorithms.consensus import consensus_error
+from prefmesh.algorithms.consensus import consensus_error, mixing_error
 from prefmesh.algorithms.gradients import norm_sq
 from prefmesh.algorithms.local_rule import STATS
 from prefmesh.algorithms.methods import Method
@@ -22,7 +22,7 @@ from prefmesh.errors import InputError, PeerLost
 from prefmesh.experiment import method_of, policy_of
 from prefmesh.flower.site import Part
 from prefmesh.measure import Evaluation, HeldOut, summarized
-from prefmesh.mesh import Group
+from prefmesh.mesh import Group, factor_pairs
 from prefmesh.policies.base import Params, Policy
 from prefmesh.preferences.census import Census, HeldOutPairs, Told
 from prefmesh.preferences.pairs import Pair
@@ -160,13 +160,19 @@ class RemoteLearner:
         ]:
             del self.sent[key]
         if consensus:
-            measures["consensus_error_before_mixing"] = consensus_error(end)
+            measures["consensus_error_before_mixing"] = consensus_error(end, method.mesh, len(agents))
             measures["consensus_error"] = 0.0
         measures["parameters_finite"] = True  # what is not is refused when it comes
         if self.aggregate is not None:
             # One answer whose update leads from the server's model to what the rule found.
             agents, end = agents[:1], self._aggregated(state, round_, agents, end)
-        return method.mix(state, round_, agents, end), measures
+        plain = evaluated and self.aggregate is None and factor_pairs(list(end))
+        meant = method.meant(state, round_, agents, end) if plain else None
+        state = method.mix(state, round_, agents, end)
+        if meant is not None:
+            row = {name: tensor[:1] for name, tensor in state.theta.items()}
+            measures["lora/mixing_error"] = mixing_error(meant, (torch.ones(1, dtype=torch.float64), row))
+        return state, measures
 
     def _aggregated(self, state: State, round_: int, agents: np.ndarray, end: Params) -> Params:
         assert self.aggregate is not None
