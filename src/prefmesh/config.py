@@ -113,6 +113,10 @@ class ExperimentConfig(Settings):
             raise InputError(
                 f"runtime.wire: {self.runtime.wire}, but nothing travels in one process; allowed: same, or more runtime.processes"
             )
+        if self.policy.lora_mixing == "residual" and self.runtime.dtype == "bfloat16":
+            raise InputError(
+                "runtime.dtype: bfloat16 would round away what policy.lora.mixing residual adds to the frozen layers; allowed: float32, float64"
+            )
         if isinstance(self.method, QFedAvgSettings):
             self._check_losses_have_powers(self.method)
         if isinstance(self.policy, LogLinearSettings):

@@ -20,7 +20,7 @@ from prefmesh.environment import cpu_name
 from prefmesh.errors import InputError
 from prefmesh.evaluation.scores import log_probs
 from prefmesh.measure import Evaluator
-from prefmesh.mesh import ALONE, FactoredMesh, Group, Mesh
+from prefmesh.mesh import ALONE, FactoredMesh, Group, Mesh, ResidualMesh
 from prefmesh.policies.base import EncodedPairs, Params, Policy
 from prefmesh.policies.cache import Tensors, cached
 from prefmesh.policies.causal_lm import CausalLMPolicy
@@ -165,17 +165,31 @@ def _mesh_of(config: ExperimentConfig, method: Method, counts: list[int] | None,
         )
     if config.policy.lora_mixing == "product":
         _refuse_more_than_averages(method, "policy.lora.mixing: product", "factors, freeze_a, alternate")
+    if config.policy.lora_mixing == "residual" and not (method.averages and method.one_row):
+        raise InputError(
+            f"policy.lora.mixing: residual, but {config.method.name} is no server that only averages models for all, as it is set here; "
+            "allowed: factors, freeze_a, or fed_dpo or fed_prox without compression and staleness"
+        )
     if ranks is not None:
         _refuse_more_than_averages(method, "policy.lora.ranks: found some", "none")
         if len(ranks.of) != method.agents:
             raise InputError(
                 f"policy.lora.ranks: found {len(ranks.of)}; allowed: {method.agents}, one for each agent of {method.settings.name}"
             )
-    kind = FactoredMesh if config.policy.lora_mixing == "product" else Mesh
+    kinds = {"product": FactoredMesh, "residual": ResidualMesh}
+    kind = kinds.get(config.policy.lora_mixing or "", Mesh)
     wire = config.runtime.wire_dtype()
     mesh = kind(counts, group, wire) if counts else kind.of(method.agents, group, wire)
     mesh.ranks = ranks
     return mesh
+
+
+def refuse_residuals(config: ExperimentConfig, what: str) -> None:
+    """Raise `InputError` where `what` takes every tensor of Theta for one that is trained."""
+    if config.policy.lora_mixing == "residual":
+        raise InputError(
+            f"policy.lora.mixing: residual, but {what} takes all of a model for trained; allowed: factors, freeze_a, alternate, product"
+        )
 
 
 def _refuse_more_than_averages(method: Method, what: str, without: str) -> None:

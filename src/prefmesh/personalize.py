@@ -24,7 +24,7 @@ from prefmesh.algorithms.methods.local_only import LocalOnly, LocalOnlySettings
 from prefmesh.algorithms.optimizers import OptimizerSettings
 from prefmesh.algorithms.rounds import Learner
 from prefmesh.algorithms.sampling import Sampler
-from prefmesh.algorithms.state import take
+from prefmesh.algorithms.state import share, take, without
 from prefmesh.config import ExperimentConfig, validated
 from prefmesh.errors import Diverged, InputError
 from prefmesh.evaluation.statistics import clustered_interval
@@ -188,7 +188,7 @@ def learned(
     learner = Learner(
         problem=problem, method=method, optimizer=optimizer, sampler=sampler, agents_per_pass=fitting
     )
-    state = learner.begin(take(start, np.array([0])))
+    state = learner.begin(take(without(start, problem.policy.residuals(start)), np.array([0])))
     state.theta = start
     state, measures = learner.round(state, 1, consensus=False)
     if not measures["parameters_finite"]:
@@ -307,7 +307,10 @@ def _rows(problem: Problem, places: list[Path], chosen: Int[np.ndarray, " users"
     """Each user's own copy of the chosen policy, (users, ...)."""
     which, place = np.unique(chosen, return_inverse=True)
     rows = [load_row(problem.policy, places[j]) for j in which]
-    return take({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, place)
+    # Of policies with residuals a run has one.
+    shared = {name: share(row, len(place)) for name, row in problem.policy.residuals(rows[0]).items()}
+    own = without(rows[0], shared)
+    return take({name: torch.cat([row[name] for row in rows]) for name in own}, place) | shared
 
 
 def _each(problem: Problem, theta: Params, people: list[Newcomer]) -> list[HeldOut]:

@@ -26,7 +26,7 @@ from prefmesh.evaluation.statistics import accuracy_interval
 from prefmesh.experiment import prepare
 from prefmesh.interruption import Interrupted, stop_requested
 from prefmesh.measure import Evaluation
-from prefmesh.mesh import ALONE, Group
+from prefmesh.mesh import ALONE, Group, residual_bytes
 from prefmesh.metrics import (
     JsonLines,
     NoLines,
@@ -341,13 +341,15 @@ class Rounds:
             state, found = self.experiment.learner.round(
                 state, round_, consensus=alone or evaluated, evaluated=evaluated
             )
-            line["bytes_sent"] = self.experiment.method.bytes_sent(
+            method, policy = self.experiment.method, self.experiment.policy
+            line["bytes_sent"] = method.bytes_sent(
                 round_,
-                model_bytes=self.experiment.method.message_bytes(
-                    self.experiment.policy.trained(state.theta, round_)
-                ),
+                model_bytes=method.message_bytes(policy.trained(state.theta, round_)),
                 data_bytes=self.data_bytes,
             )
+            # Who sits out the round must hear of what is folded into the frozen model, too.
+            heard = residual_bytes(state.theta, len(method.participants(round_)))
+            line["bytes_sent"] += method.agents * heard
             line |= found
         self.bytes_sent_total += line["bytes_sent"]
         line |= {"bytes_sent_total": self.bytes_sent_total, "seconds": time.perf_counter() - started}

@@ -306,6 +306,7 @@ def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequenc
         "freeze_a": "B, A frozen",
         "alternate": "factors in turn",
         "product": "products",
+        "residual": "factors and residual",
     }
     for name in values or []:
         if name not in labels:
@@ -319,8 +320,18 @@ def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequenc
         )
         for key, (label, settings) in methods.items()
         for mixing in values or labels
+        # Residuals take a server, and a base that bears them.
+        if mixing != "residual" or (key == "fed_dpo" and (values or _fits(config, mixing)))
     ]
     return Sweep(title="What of LoRA is averaged", kind="compare", variants=variants, seeds=seeds)
+
+
+def _fits(config: ExperimentConfig, mixing: str) -> bool:
+    try:
+        config.replace({"policy.lora.mixing": mixing})
+    except InputError:
+        return False
+    return True
 
 
 def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:

@@ -15,7 +15,7 @@ from prefmesh.algorithms.local_rule import local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.optimizers import initial_state
 from prefmesh.algorithms.rounds import Learner
-from prefmesh.algorithms.state import copies
+from prefmesh.algorithms.state import copies, share, without
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params, row_bytes
 
@@ -55,7 +55,9 @@ def pass_bytes(learner: Learner, row: Params, frozen: int, memory_gb: float | in
     parts = [*state.theta.values(), *state.optimizer.values(), *state.memory.values()]
     agents = sum(t[0].nbytes if t.dim() and t.stride(0) == 0 else t.nbytes for t in parts)
     # A round writes where its participants end, and mixes tensor by tensor.
-    agents += len(learner.method.participants(1)) * row_bytes(row)
+    agents += len(learner.method.participants(1)) * row_bytes(
+        without(row, learner.problem.policy.residuals(row))
+    )
     libraries = LIBRARIES if device.type == "cpu" else 0
     left = memory_gb * 2**30 - libraries - frozen - agents
     if left < LEAST:
@@ -105,12 +107,14 @@ def _seconds_per_token(learner: Learner, row: Params, agents: np.ndarray) -> flo
     problem, optimizer = learner.problem, learner.optimizer
     drawn = np.zeros(learner.method.population.shards, dtype=np.int64)
     tokens = problem.data.cost[learner.batches(1, agents, drawn, 1)[0]].sum()
-    seconds = []
+    seconds, residuals = [], problem.policy.residuals(row)
+    still = {name: share(tensor, len(agents)) for name, tensor in residuals.items()}
+    row = without(row, residuals)
     for _ in range(REPEATS + 1):  # the first touches its memory, too
         started = time.perf_counter()
         rows, weights = learner.batches(1, agents, drawn, 1)
         theta, moments = copies(row, len(agents)), initial_state(optimizer, row, len(agents))
-        local_steps(problem, optimizer, optimizer.lr, theta, moments, rows, weights)
+        local_steps(problem, optimizer, optimizer.lr, theta, moments, rows, weights, resting=still)
         if problem.policy.device.type == "cuda":
             torch.cuda.synchronize(problem.policy.device)
         seconds.append(time.perf_counter() - started)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefmesh.mesh import FactoredMesh, Mesh, factor_pairs
+from prefmesh.mesh import FactoredMesh, Mesh, factor_pairs, residual_of
 from prefmesh.policies.base import Params
 
 BLOCK = 2**20
@@ -57,14 +57,21 @@ def consensus_error(
 
 def mixing_error(meant: Weighted, left: Weighted) -> float:
     """||sum B A - sum B' A'|| / ||sum B A||, over all layers: from the models whose weighted sum mixing is to leave as the network's
-    mean, to those that it left. 0 where the first sum is. All models are hosted here.
+    mean, to those that it left; with their residual R in both sums where they have one. 0 where the first sum is. All models are
+    hosted here.
     """
     moved, length = 0.0, 0.0
     for a, b in factor_pairs(list(meant[1])):
-        wanted, found = (_sum(weights, factors[a], factors[b]) for weights, factors in (meant, left))
+        wanted, found = (_update(weights, models, a, b) for weights, models in (meant, left))
         moved += float((wanted - found).square().sum(dtype=torch.float64))
         length += float(wanted.square().sum(dtype=torch.float64))
     return math.sqrt(moved / length) if length else 0.0
+
+
+def _update(weights: Float[Tensor, " models"], models: Params, a: str, b: str) -> Float[Tensor, "out in"]:
+    """R + sum_k weights_k b_k a_k of a layer, R being all models' alike; none: 0."""
+    products, residual = _sum(weights, models[a], models[b]), models.get(residual_of(a))
+    return products if residual is None else products + residual[0]
 
 
 def _sum(

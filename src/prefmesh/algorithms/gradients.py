@@ -81,15 +81,17 @@ def mean_losses(
 def global_loss_and_gradient(
     problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"], weights: Float[np.ndarray, " pairs"]
 ) -> tuple[float, Params]:
-    """sum_j weights_j loss_j over many pairs at one model `row` (1, ...), and its gradient; cut into passes.
+    """sum_j weights_j loss_j over many pairs at one model `row` (1, ...), and its gradient, by all but residuals; cut into passes.
 
     Each pair is a batch of its own: what f is does not depend on the passes.
     """
+    still = problem.policy.residuals(row)
+    row = {name: tensor for name, tensor in row.items() if name not in still}
     total, gradient = 0.0, {name: torch.zeros_like(tensor) for name, tensor in row.items()}
     dtype = problem.reference.dtype
     for part in passes(problem.data, rows, problem.policy.tokens_per_pass):
         w = torch.as_tensor(weights[part][None], dtype=dtype, device=problem.reference.device)
-        loss, piece, _ = loss_and_gradient(problem, row, rows[part][None], w, alone=True)
+        loss, piece, _ = loss_and_gradient(problem, row, rows[part][None], w, alone=True, resting=still)
         total += float(loss)
         for name, tensor in piece.items():
             gradient[name] += tensor

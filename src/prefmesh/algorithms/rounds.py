@@ -14,7 +14,7 @@ from prefmesh.algorithms.gradients import Problem, mean_losses
 from prefmesh.algorithms.local_rule import STATS, Correction, Practice, Steps, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
-from prefmesh.algorithms.state import State, is_finite, joined, put, rows
+from prefmesh.algorithms.state import State, is_finite, joined, put, rows, without
 from prefmesh.mesh import cut
 from prefmesh.policies.base import Params
 
@@ -36,6 +36,7 @@ class Learner:
         """State before round 1; `row` (1, ...) is the policy that all agents start from."""
         state = self.method.begin(row)
         if self.optimizer.state == "keep":
+            row = without(row, self.problem.policy.residuals(row))
             state.optimizer = self._fresh(row)
             for turn in range(1, self.problem.policy.turns):
                 if "steps" in state.optimizer:
@@ -60,7 +61,7 @@ class Learner:
         active = method.participants(round_)
         own = mesh.here(active)
         names, trained = list(state.theta), self.problem.policy.trained(state.theta, round_)
-        resting = {name: tensor for name, tensor in state.theta.items() if name not in trained}
+        resting, residuals = without(state.theta, trained), self.problem.policy.residuals(state.theta)
         end = {name: tensor.new_empty(len(own), *tensor.shape[1:]) for name, tensor in trained.items()}
         stats, gradients = [], []
         # As few passes as there must be, of like size: a last one of few agents would not pay.
@@ -84,7 +85,7 @@ class Learner:
             for key in STATS
         }
         measures["lr"] = self.lr(round_)
-        still = rows(resting, mesh.rows(own))
+        still = rows(without(resting, residuals), mesh.rows(own))
         if consensus:
             measures["consensus_error_before_mixing"] = self._consensus_error(
                 end | still, round_, len(active)
@@ -92,8 +93,8 @@ class Learner:
         # A sum over agents would hide which parameters broke: look at the rows themselves, before they are mixed.
         measures["parameters_finite"] = is_finite(end)
         meant = self._meant(state, round_, own, end | still) if evaluated else None
-        # Mixing frees rows as it goes: nobody else may hold them.
-        state.theta = dict(trained)
+        # Mixing frees rows as it goes: nobody else may hold them. What it leaves over is added to the residuals.
+        state.theta = trained | residuals
         del trained
         state = method.mix(state, round_, own, end)
         mixed = resting | state.theta
@@ -122,7 +123,9 @@ class Learner:
         if meant is None:
             return None
         weights, models = meant
-        return weights, {name: tensor.clone() for name, tensor in self.problem.policy.factors(models).items()}
+        policy = self.problem.policy
+        factors = {name: tensor.clone() for name, tensor in policy.factors(models).items()}
+        return weights, factors | policy.residuals(state.theta)
 
     def _left(self, state: State) -> Weighted:
         """The models after mixing, each with its share of the network's mean: under a server, the only one."""

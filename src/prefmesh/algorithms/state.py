@@ -54,6 +54,11 @@ class State:
         return cls(theta=theta, optimizer=parts["optimizer"], batches_drawn=drawn, memory=parts["memory"])
 
 
+def without(params: Params, some: Params) -> Params:
+    """Those of the parameters that are not among some."""
+    return {name: tensor for name, tensor in params.items() if name not in some}
+
+
 def share(row: Tensor, agents: int) -> Tensor:
     """One row (1, ...) seen by all agents without copies: (agents, ...) with stride 0. Not to be written to."""
     return row.expand(agents, *row.shape[1:])

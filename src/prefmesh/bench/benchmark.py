@@ -18,7 +18,7 @@ from prefmesh.bench.trl import Trl
 from prefmesh.config import ExperimentConfig
 from prefmesh.environment import describe_environment
 from prefmesh.errors import InputError
-from prefmesh.experiment import Experiment, prepare
+from prefmesh.experiment import Experiment, prepare, refuse_residuals
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.preferences.tokens import TokenPairs
 
@@ -55,6 +55,7 @@ def bench(
     for name in rivals:
         if name not in RIVALS:
             raise InputError(f"--against: {name!r} found; allowed: {', '.join(RIVALS)}")
+    refuse_residuals(config, "bench")
     config = _long_enough(config, schedule)
     experiment = prepare(config, say)
     learner, policy = experiment.learner, experiment.policy

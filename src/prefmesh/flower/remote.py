@@ -91,6 +91,10 @@ def refuse_elsewhere(config: ExperimentConfig, method: Method) -> None:
         raise InputError(
             "policy.lora.mixing: alternate, but sites send all factors; allowed under Flower: factors, freeze_a, product"
         )
+    if config.policy.lora_mixing == "residual":
+        raise InputError(
+            "policy.lora.mixing: residual, but whole layers do not travel to sites; allowed under Flower: factors, freeze_a, product"
+        )
     if config.policy.lora_ranks is not None:
         raise InputError("policy.lora.ranks: sites train adapters of one rank; allowed under Flower: none")
     if config.runtime.processes > 1:

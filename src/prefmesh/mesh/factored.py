@@ -130,13 +130,19 @@ class FactoredMesh(Mesh):
 
     def moved(self, weights: Float[Tensor, " own"], row: Rows, rows: Rows) -> Rows:
         """(1 - sum_i weights_i) row + sum_i weights_i rows_i (1, ...): a server's model after its participants' `rows`, of all processes."""
+        return self._one(*self.terms(weights, row, rows), row)
+
+    def terms(
+        self, weights: Float[Tensor, " own"], row: Rows, rows: Rows
+    ) -> tuple[Float[Tensor, " terms"], Rows]:
+        """The models of that sum (terms, ...) and what each counts, the same in every process; those tensors that `rows` have."""
         every = torch.from_numpy(self.group.gather(weights.cpu().double().numpy()[:, None])[:, 0])
         rest = 1 - float(every.sum())
         models = self.everybodys(rows)
         if abs(rest) > 1e-12:
             every = torch.cat([torch.tensor([rest], dtype=torch.float64), every])
             models = {name: torch.cat([row[name], tensor]) for name, tensor in models.items()}
-        return self._one(every, models, row)
+        return every, models
 
     def mean(self, rows: Rows, of: int) -> Rows:
         """The model (1, ...) nearest to the mean of `of` agents' products."""

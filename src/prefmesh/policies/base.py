@@ -92,7 +92,11 @@ class Policy(Protocol):
         ...
 
     def factors(self, params: Params) -> Params:
-        """LoRA's factors (agents, ...), the frozen ones too; {} where there are none."""
+        """LoRA's factors (agents, ...), the frozen ones and residuals too; {} where there are none."""
+        ...
+
+    def residuals(self, params: Params) -> Params:
+        """Those of the parameters that no round trains and all agents share, one row: what mixing folds into frozen layers; {}: none."""
         ...
 
     def encode(self, pairs: Sequence[Pair]) -> Any:

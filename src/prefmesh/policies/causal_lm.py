@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prefmesh.errors import InputError
-from prefmesh.policies import kernels, lora
+from prefmesh.policies import kernels, lora, residual
 from prefmesh.policies.base import BYTES_PER_PASS, ChosenRejected, Params, Rows, Samples
 from prefmesh.policies.drawing import Inverse
 from prefmesh.policies.encoded import encoded_pairs
@@ -71,6 +71,9 @@ class CausalLMPolicy:
         if train == "lora" and self.lora_settings.mixing == "freeze_a":
             self.frozen_factors = {n: t for n, t in self._factors(seed).items() if n.endswith(".lora_A")}
             lora.freeze_a(model, self.frozen_factors)
+        self._folds = train == "lora" and self.lora_settings.mixing == "residual"
+        if self._folds:
+            residual.check(model, self.targets)
         self._runner = _Runner(model)
         self._head_is_plain = _head_is_plain(model)
         self._reader = Reader(model)
@@ -87,9 +90,10 @@ class CausalLMPolicy:
         """LoRA: A drawn, B zero. Full: the reference's own weights. Either way the policy equals the reference."""
         if self.train == "full":
             return {name: tensor.detach().unsqueeze(0) for name, tensor in self.model.named_parameters()}
-        return {
+        own = {
             name: tensor for name, tensor in self._factors(seed).items() if name not in self.frozen_factors
         }
+        return own | residual.initial(self.model, self.targets) if self._folds else own
 
     def _factors(self, seed: int) -> Params:
         # Factors on a half-precision base are kept in float32: their updates would be lost to rounding.
@@ -105,16 +109,21 @@ class CausalLMPolicy:
     def trained(self, params: Params, round_: int) -> Params:
         """All; where they alternate B in odd rounds, A in even ones: while B is zero, A has no gradient."""
         if self.turns == 1:
-            return params
+            still = self.residuals(params)
+            return {name: tensor for name, tensor in params.items() if name not in still}
         factor = ".lora_B" if round_ % 2 else ".lora_A"
         return {name: tensor for name, tensor in params.items() if name.endswith(factor)}
 
     def factors(self, params: Params) -> Params:
-        """A and B; the frozen A as each agent's."""
+        """A and B, and R as it is; the frozen A as each agent's."""
         if self.train == "full":
             return {}
         agents = _agents(params)
         return {name: tensor.expand(agents, -1, -1) for name, tensor in self.frozen_factors.items()} | params
+
+    def residuals(self, params: Params) -> Params:
+        """R of every layer."""
+        return residual.residuals(params) if self._folds else {}
 
     def fingerprint(self) -> str:
         """Hash of the frozen weights and their precision."""
@@ -139,8 +148,9 @@ class CausalLMPolicy:
 
     @property
     def frozen_bytes(self) -> int:
-        """The frozen model's."""
-        return sum(tensor.nbytes for tensor in self.model.parameters())
+        """The frozen model's, and of layers that a pass has with R folded in."""
+        again = residual.folded_bytes(self.model, self.targets) if self._folds else 0
+        return again + sum(tensor.nbytes for tensor in self.model.parameters())
 
     @property
     def tokens_per_call(self) -> int:
@@ -189,6 +199,7 @@ class CausalLMPolicy:
 
     def _score(self, params: Params, trees: list[Tree], agents: int) -> Float[Tensor, " completions"]:
         """`score` where `params` are stacked factors, one agent's full weights, or none."""
+        params = residual.folded(self.model, params) if self._folds else params
         if self.packs:
             group_tokens = self.tokens_per_call
             calls = [Packed.of(trees, agents, group_tokens=group_tokens, device=self.device)]
@@ -304,7 +315,9 @@ class CausalLMPolicy:
             row = {name: tensor[agent : agent + 1] for name, tensor in params.items()}
             with self._generating_plainly():
                 written = self._run(
-                    {name: tensor[0] for name, tensor in row.items()} if self.train == "full" else row,
+                    {name: tensor[0] for name, tensor in row.items()}
+                    if self.train == "full"
+                    else residual.folded(self.model, row),
                     "generate",
                     input_ids=padded.to(self.device),
                     attention_mask=mask.to(self.device),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefmesh.errors import InputError
-from prefmesh.policies import lora
+from prefmesh.policies import lora, residual
 from prefmesh.policies.base import Params, Policy
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.quiet import quiet
@@ -21,13 +21,16 @@ def save_policy(
 ) -> None:
     """Write one model `row` (1, ...) to `directory`, replacing it whole; `base` is where the frozen model was loaded from.
 
-    LoRA: `adapter_config.json` and `adapter_model.safetensors`, as `peft` and vLLM load them. Full: `config.json` and
-    `model.safetensors`. The tokenizer goes along. `rank`: components of the adapter that are in use; none: all.
+    LoRA: `adapter_config.json` and `adapter_model.safetensors`, as `peft` and vLLM load them. Full, and LoRA with residuals, which is
+    merged: `config.json` and `model.safetensors`. The tokenizer goes along. `rank`: components of the adapter that are in use; none:
+    all.
     """
     single = {name: tensor[0].detach().cpu() for name, tensor in (policy.frozen_factors | row).items()}
 
     def write(to: Path) -> None:
-        if policy.train == "lora":
+        if policy.residuals(row):
+            _save_merged(policy, row, to)
+        elif policy.train == "lora":
             settings = policy.lora_settings.of_rank(rank) if rank else policy.lora_settings
             config = lora.peft_config(policy.model, settings, policy.targets, base=base)
             config.save_pretrained(str(to))
@@ -73,24 +76,34 @@ def _save_full(policy: CausalLMPolicy, single: Params, to: Path) -> None:
         policy.model.save_pretrained(str(to), state_dict=rest | single)
 
 
+def _save_merged(policy: CausalLMPolicy, row: Params, to: Path) -> None:
+    """The plain model, with all that was learned added to its layers."""
+    with quiet():
+        policy.model.save_pretrained(str(to), state_dict=residual.merged(policy.model, row))
+
+
 def load_row(policy: Policy, directory: Path) -> Params:
-    """The inverse of `save_policy` and `save_tensors`: one row (1, ...) of the same policy. Smaller ranks are padded with zeros.
+    """The inverse of `save_policy` and `save_tensors`: one row (1, ...) of the same policy. Smaller ranks are padded with zeros; of a
+    merged policy all is in R, and adapters are as at the start.
 
     Raises `InputError` for a directory whose tensors are not this policy's.
     """
     wanted = policy.initial(seed=0)
     if not isinstance(policy, CausalLMPolicy):
         files, name_of = ["policy.safetensors"], str
-    elif policy.train == "lora":
+    elif policy.train == "lora" and not policy.residuals(wanted):
         files, name_of = ["adapter_model.safetensors"], lora.from_peft_name
     else:
-        files, name_of = sorted(path.name for path in directory.glob("model*.safetensors")), str
+        there = sorted(path.name for path in directory.glob("model*.safetensors"))
+        files, name_of = there or ["model.safetensors"], str
     found: Params = {}
     for file in files:
         if not (directory / file).is_file():
             raise InputError(f"{directory / file}: no such file; allowed: a policy that prefmesh saved")
         found |= {name_of(name): tensor for name, tensor in load_file(directory / file).items()}
-    if isinstance(policy, CausalLMPolicy) and policy.train == "lora" and policy.lora_settings.ranks:
+    if isinstance(policy, CausalLMPolicy) and policy.residuals(wanted):
+        found = residual.parted(policy.model, found, wanted)
+    elif isinstance(policy, CausalLMPolicy) and policy.train == "lora" and policy.lora_settings.ranks:
         most = policy.lora_settings.r
         found = {
             name: t if name in policy.frozen_factors else lora.padded(name, t, most)

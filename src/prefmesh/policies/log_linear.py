@@ -98,6 +98,10 @@ class LogLinearPolicy:
         """None."""
         return {}
 
+    def residuals(self, params: Params) -> Params:
+        """None."""
+        return {}
+
     def encode(self, pairs: Sequence[Pair]) -> FeaturePairs:
         """Features of both completions. Plain text only: conversations are refused."""
         for pair in pairs:

@@ -31,10 +31,11 @@ class LoraSettings(Settings):
     target_modules: list[str] | str | None = None
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead."""
-    mixing: Literal["factors", "freeze_a", "alternate", "product"] = "factors"
+    mixing: Literal["factors", "freeze_a", "alternate", "product", "residual"] = "factors"
     """What agents average. `factors`: A and B, each for itself, which is not the average of the models. `freeze_a`: B alone, A being
     everybody's and never trained (FFA-LoRA). `alternate`: B in odd rounds and A in even ones (RoLoRA). `product`: B A, of which the
-    best approximation of rank r is kept."""
+    best approximation of rank r is kept. `residual`: A and B, each for itself, and what that leaves of B A is folded into the frozen
+    layers (FedEx-LoRA; a server's alone)."""
     ranks: list[int] | None = None
     """Of each agent's adapter, from 1 to r, for devices of unequal strength; none: r for all. The scaling is that of r for all."""
 
@@ -43,6 +44,10 @@ class LoraSettings(Settings):
         for rank in self.ranks or []:
             if not 1 <= rank <= self.r:
                 raise ValueError(f"ranks holds {rank}; allowed: 1 to {self.r}, which is r")
+        if self.ranks is not None and self.mixing == "residual":
+            raise ValueError(
+                "ranks: found some, but with mixing residual all adapters are of rank r; allowed: none"
+            )
         return self
 
     @property

@@ -33,6 +33,10 @@ class CausalLMSettings(Settings):
             raise ValueError("lora has no meaning with train full; allowed: leave it out, or train lora")
         if self.train == "full" and self.load_in_4bit:
             raise ValueError("load_in_4bit freezes the weights that train full trains; allowed: train lora")
+        if self.lora.mixing == "residual" and self.load_in_4bit:
+            raise ValueError(
+                "load_in_4bit: true, but lora.mixing residual adds to the frozen layers; allowed: false, or another mixing"
+            )
         return self
 
     @property

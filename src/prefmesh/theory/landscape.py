@@ -16,7 +16,7 @@ from prefmesh.algorithms.similarity import Groups, Matrix, attenuation, cosines,
 from prefmesh.algorithms.state import State
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import Diverged
-from prefmesh.experiment import Experiment
+from prefmesh.experiment import Experiment, refuse_residuals
 from prefmesh.policies.base import Params, average
 from prefmesh.policies.log_linear import LogLinearPolicy
 from prefmesh.randomness import generator
@@ -146,6 +146,7 @@ def measure(
 
     `pairs` of each agent to take gradients over; none: `Effort.of`. Raises `Diverged` where the run does.
     """
+    refuse_residuals(experiment.config, "landscape")
     listener = listener or Silent()
     problem, config = experiment.learner.problem, experiment.config
     weights = experiment.method.population.weights

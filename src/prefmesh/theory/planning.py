@@ -9,7 +9,7 @@ import numpy as np
 
 from prefmesh.config import ExperimentConfig
 from prefmesh.errors import InputError
-from prefmesh.experiment import Experiment, prepare
+from prefmesh.experiment import Experiment, prepare, refuse_residuals
 from prefmesh.policies.base import row_bytes
 from prefmesh.policies.log_linear import FeaturePairs
 from prefmesh.theory import plan_constants
@@ -126,6 +126,7 @@ def make_plan(
 
     Raises `InputError`: a target that is not below the loss at the start, or that nothing reaches.
     """
+    refuse_residuals(config, "plan")
     experiment = prepare(config, say)
     shards = np.array([len(agent.train) for agent in experiment.division.agents])
     if len(shards) < 2:
