@@ -163,10 +163,11 @@ def test_of_several_users_each_has_a_lone_user_s_parameters(here) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's use of transformers
-@pytest.mark.parametrize("mixing", ["factors", "alternate"])
+@pytest.mark.parametrize("mixing", ["factors", "alternate", "residual"])
 def test_lora(tmp_path, monkeypatch, mixing) -> None:
-    """End to end: what is saved is the model that was judged, loaded by plain peft."""
+    """End to end: what is saved is the model that was judged, loaded by plain peft, or merged by transformers."""
     from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from tests.equivalence import naive
 
@@ -184,7 +185,8 @@ def test_lora(tmp_path, monkeypatch, mixing) -> None:
     pairs = other_pairs("new.jsonl", [])
     problem = problem_of(trained, pairs, lambda _: None)
     person = newcomers(pairs, 2, trained.seed)[1]
-    model = AutoPeftModelForCausalLM.from_pretrained(Path("out") / found["users"][1]["adapter"]).eval()
+    plain = AutoModelForCausalLM if mixing == "residual" else AutoPeftModelForCausalLM
+    model = plain.from_pretrained(Path("out") / found["users"][1]["adapter"]).eval()
     row = int(person.held_out[0])
     data, reference = problem.data, problem.reference[row]
     with torch.no_grad():
@@ -195,9 +197,10 @@ def test_lora(tmp_path, monkeypatch, mixing) -> None:
     row_of = load_row(problem.policy, Path("out/adapters/user_0001"))
     ours = score(problem, row_of, np.array([row])).margin[0]
     assert ours == pytest.approx(chosen - rejected - float(reference[0] - reference[1]), abs=1e-3)
-    # Away from where it started, in both factors.
+    # Away from where it started, in both factors; or merged, in the weights.
     start = load_row(problem.policy, Path("run/policy"))
-    assert all((tensor != start[name]).any() for name, tensor in row_of.items())
+    learned = problem.policy.residuals(row_of) or row_of
+    assert all((tensor != start[name]).any() for name, tensor in learned.items())
 
 
 def test_a_table_for_people(here) -> None:

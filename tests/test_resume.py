@@ -192,6 +192,10 @@ def test_killed_again_and_again(whole, tmp_path):
 
 LM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": ({**GOSSIP, "rounds": 2}, {}),
+    "residual": (
+        {**PARTIAL, "rounds": 3, "local_steps": 1},
+        {"lora": {"r": 2, "mixing": "residual"}},
+    ),
     # Clipping sums over all tensors: resumed, they must come in the order that they had.
     "full": ({**GOSSIP, "rounds": 2, "local_steps": 1}, {"train": "full"}),
 }

@@ -96,11 +96,15 @@ def test_what_of_lora_is_averaged():
         (base.replace(v.changes).method.name, base.replace(v.changes).policy.lora.mixing)
         for v in sweep.variants
     ]  # type: ignore[union-attr]
-    assert found == [
-        (m, x) for m in ("fed_dpo", "dec_dpo") for x in ("factors", "freeze_a", "alternate", "product")
-    ]
+    every = ["factors", "freeze_a", "alternate", "product"]
+    assert found == [("fed_dpo", x) for x in [*every, "residual"]] + [("dec_dpo", x) for x in every]
     assert base.replace(sweep.variants[-1].changes).method.graph.name == "star"  # type: ignore[attr-defined]
     assert names(study("lora-mixing", base, [0], ["product"])) == ["fed_dpo_product", "dec_dpo_product"]
+    # Residuals: of a server, and where the base bears them unless they are asked for by name.
+    assert names(study("lora-mixing", base, [0], ["residual"])) == ["fed_dpo_residual"]
+    half = base.replace({"runtime.dtype": "bfloat16"})
+    assert "fed_dpo_residual" not in names(study("lora-mixing", half, [0]))
+    assert names(study("lora-mixing", half, [0], ["residual"])) == ["fed_dpo_residual"]
     with pytest.raises(InputError, match="did you mean"):
         study("lora-mixing", base, [0], ["products"])
     with pytest.raises(InputError, match="allowed for study lora-mixing: a language model"):

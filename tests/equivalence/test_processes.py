@@ -170,6 +170,7 @@ RANKS = [2, 4, 1, 4, 3, 2]
 MIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, {"mixing": "freeze_a"}),
     "FedDPO, products": ({**FED, "participation": 4}, {"mixing": "product"}),
+    "FedDPO, residuals": ({**FED, "participation": 4}, {"mixing": "residual"}),
     "ring, products": (DEC, {"mixing": "product"}),
     "ring, alternating": (DEC, {"mixing": "alternate"}),
     "FedDPO, products of unequal ranks": (

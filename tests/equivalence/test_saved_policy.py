@@ -92,6 +92,30 @@ def test_a_full_model_loads_with_plain_transformers(family, tmp_path) -> None:
     assert np.abs(plain_log_probs(policy.model, data) - before).max() <= 1e-6 * np.abs(before).max()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+def test_adapters_with_residuals_are_saved_merged(family, tmp_path) -> None:
+    """Plain transformers, and ourselves, read the model that was: all that was learned is in its weights."""
+    settings = LoraSettings(r=2, lora_alpha=3, mixing="residual", target_modules="all-linear")
+    policy = problems.causal_lm("lora", family, lora_settings=settings)
+    row = moved(policy)
+    expected, data = log_probs(policy, row)
+    for part in (".lora_B", ".residual"):
+        without = {name: tensor * (not name.endswith(part)) for name, tensor in row.items()}
+        assert np.abs(log_probs(policy, without)[0] - expected).max() > 0.01
+    save_policy(policy, row, tmp_path / "policy", base="unused")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
+    assert np.abs(plain_log_probs(loaded, data) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert AutoTokenizer.from_pretrained(tmp_path / "policy")("w1 w2")["input_ids"] == [4, 5]
+    again = load_row(policy, tmp_path / "policy")
+    assert list(again) == list(row)
+    assert np.abs(log_probs(policy, again)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    other = problems.causal_lm("lora", family, lora_settings=LoraSettings(r=2))
+    with pytest.raises(InputError, match="adapter_model.safetensors: no such file"):
+        load_row(other, tmp_path / "policy")
+    with pytest.raises(InputError, match="model.safetensors: no such file"):
+        load_row(policy, tmp_path / "nowhere")
+
+
 def test_a_row_of_another_policy_is_refused(tmp_path) -> None:
     narrow = problems.causal_lm("lora", lora_settings=LoraSettings(r=2))
     save_policy(narrow, narrow.initial(0), tmp_path / "policy", base="unused")
