@@ -260,4 +260,4 @@ def test_other_measures_refuse_it() -> None:
     with pytest.raises(InputError, match="residual, but landscape takes"):
         measure(prepare(settings), rounds=1)
     with pytest.raises(InputError, match="residual, but bench takes"):
-        bench(settings, [], Schedule())
+        bench(settings, [], Schedule(turns=1, rounds=1))

@@ -268,6 +268,16 @@ def test_processes_are_one(name: str, size: int, runs: dict[int, Path]) -> None:
     assert_equal_rest(one, many)
 
 
+def test_residuals_do_not_travel(runs: dict[int, Path]) -> None:
+    """Whole layers stay where they are: processes send each other what they send for products, factors and no more."""
+    sent = []
+    for mixing in ("residuals", "products"):
+        lines = without_seconds((runs[2] / f"LoRA, FedDPO, {mixing}" / "metrics.jsonl").read_text())
+        sent.append([line["wire_bytes"] for line in lines if "wire_bytes" in line])
+    assert sum(sent[0]) > 0
+    assert sent[0] == sent[1]
+
+
 def assert_equal_states(
     whole: dict[str, torch.Tensor], parts: list[dict[str, torch.Tensor]], tolerance: float
 ) -> None:

@@ -105,14 +105,13 @@ def test_adapters_with_residuals_are_saved_merged(family, tmp_path) -> None:
     save_policy(policy, row, tmp_path / "policy", base="unused")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
     assert np.abs(plain_log_probs(loaded, data) - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert AutoTokenizer.from_pretrained(tmp_path / "policy")("w1 w2")["input_ids"] == [4, 5]
     again = load_row(policy, tmp_path / "policy")
     assert list(again) == list(row)
     assert np.abs(log_probs(policy, again)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
     other = problems.causal_lm("lora", family, lora_settings=LoraSettings(r=2))
-    with pytest.raises(InputError, match="adapter_model.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
         load_row(other, tmp_path / "policy")
-    with pytest.raises(InputError, match="model.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"/model\.safetensors: no such file"):
         load_row(policy, tmp_path / "nowhere")
 
 
