@@ -250,11 +250,6 @@ def test_refused(changes, line) -> None:
     assert "allowed" in str(refusal.value)
 
 
-def test_a_base_that_rounds_is_refused() -> None:
-    with pytest.raises(InputError, match=r"residual, but the frozen weight of .* is of bfloat16"):
-        problems.causal_lm("lora", dtype="bfloat16", lora_settings=LoraSettings(mixing="residual"))
-
-
 def test_other_measures_refuse_it() -> None:
     settings = config(TINY, **RESIDUAL)
     with pytest.raises(InputError, match="residual, but landscape takes"):

@@ -48,11 +48,10 @@ class ResidualMesh(FactoredMesh):
 
 
 def residual_bytes(theta: Rows, participants: int) -> int:
-    """What an agent hears of a round's change of R; 0 where there is none. Of each layer the matrix, or its factors
+    """What an agent hears of a round's change of R; 0 where there is none.
 
-        [w_1 B_1 .. w_S B_S, -B]  and  [A_1; ..; A_S; A],
-
-    (S + 1) r wide with S participants, whichever is smaller.
+    Of each layer the matrix, or factors of it, whichever is smaller. These are (S + 1) r wide: with the S participants' factors those of
+    the server's models before and after, of which one is a sum of the others.
     """
     bytes_ = 0
     for a, _ in factor_pairs(list(theta)):

@@ -75,23 +75,18 @@ def merged(model: nn.Module, row: Params) -> dict[str, Tensor]:
 
 
 def parted(model: nn.Module, weights: dict[str, Tensor], wanted: Params) -> dict[str, Tensor]:
-    """The inverse of `merged`, as far as there is one: R holds all, A is that of `wanted` (1, ...), and B is zero.
+    """The inverse of `merged`, as far as there is one: R holds all, and factors are those of `wanted` (1, ...), whose B is zero.
 
-    What `weights` lacks is left out, as shapes of other layers are left as they are. No axis of agents.
+    What `weights` lacks is left out, and what is of another shape is left as it is. No axis of agents.
     """
-    found = {}
-    for name, tensor in wanted.items():
-        target = name.removesuffix(END)
-        if not name.endswith(END):
-            found[name] = torch.zeros_like(tensor[0]) if name.endswith(".lora_B") else tensor[0]
-        elif (weight := weights.get(f"{target}.weight")) is not None:
-            layer, base = _layer(model, target)
-            same = weight.shape == base.shape
-            found[name] = (
-                _as(layer, (weight.to(base.device).double() - base.double()) / layer.scaling)
-                if same
-                else weight
-            )
+    found = {name: tensor[0] for name, tensor in wanted.items() if not name.endswith(END)}
+    for name in residuals(wanted):
+        layer, base = _layer(model, target := name.removesuffix(END))
+        weight = weights.get(f"{target}.weight")
+        if weight is not None and weight.shape == base.shape:
+            found[name] = _as(layer, (weight.to(base.device).double() - base.double()) / layer.scaling)
+        elif weight is not None:
+            found[name] = weight
     return found
 
 

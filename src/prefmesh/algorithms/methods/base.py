@@ -101,7 +101,8 @@ class Method(ABC):
 
     @property
     def averages(self) -> bool:
-        """Whether models are averaged, and no more is done with them: then `policy.lora.mixing` may be `product`."""
+        """Whether models are averaged, and no more is done with them: then `policy.lora.mixing` may be `product`, and under a
+        server of `one_row` `residual`."""
         return False
 
     @property
