@@ -242,6 +242,11 @@ def test_data_that_changed_are_refused(tmp_path: Path) -> None:
         ),
         (TOWN, {"method": FED, "runtime": {"processes": 2}}, r"^runtime.processes: 2"),
         (TINY, {"method": FED}, r"^evaluation.samples: 3"),
+        (
+            TINY,
+            {"method": FED, "policy": {"lora": {"r": 2, "mixing": "residual"}}},
+            r"^policy.lora.mixing: residual, but whole layers do not travel",
+        ),
     ],
 )
 def test_what_a_server_does_not_do(raw, changes, said: str, tmp_path: Path) -> None:
