@@ -61,21 +61,18 @@ def loss_and_gradient(
 
 
 @torch.no_grad()
-def mean_losses(
+def pair_losses(
     problem: Problem,
     params: Params,
     rows: Int[np.ndarray, "agents steps batch"],
-    weights: Float[np.ndarray, "agents steps batch"],
-) -> Float[Tensor, " agents"]:
-    """Each agent's loss at its row of `params`, the mean over its batches; each batch's weights sum to 1."""
-    total = None
+    weights: Float[Tensor, "agents steps batch"],
+) -> Float[Tensor, "agents steps batch"]:
+    """The loss of each pair at its agent's row of `params`; the pairs of a step are a batch, whose weights sum to 1."""
+    found = []
     for step in range(rows.shape[1]):
-        w = torch.as_tensor(weights[:, step], dtype=problem.reference.dtype, device=problem.reference.device)
-        log_probs = replace(problem.log_probs(params, rows[:, step]), weights=w)
-        losses = (pair_loss(log_probs, problem.objective) * w).sum(1)
-        total = losses if total is None else total + losses
-    assert total is not None
-    return total / rows.shape[1]
+        log_probs = replace(problem.log_probs(params, rows[:, step]), weights=weights[:, step])
+        found.append(pair_loss(log_probs, problem.objective))
+    return torch.stack(found, dim=1)
 
 
 def global_loss_and_gradient(

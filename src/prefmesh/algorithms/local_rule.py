@@ -62,12 +62,23 @@ class Learn(Protocol):
 class Practice:
     """What agents that share a pass can do with their own pairs of a round; of a method they ask no more than models (some, ...).
 
-    `losses(theta)`: the mean loss over the round's pairs, of each agent at its row. `lr`: the round's step size.
+    `pair_losses(theta)`: the loss of each of the round's pairs, at its agent's row. `weights`: theirs, which sum to 1 in each
+    batch. `lr`: the round's step size.
     """
 
     learn: Learn
-    losses: Callable[[Params], Float[Tensor, " some"]]
+    pair_losses: Callable[[Params], Float[Tensor, "some steps batch"]]
+    weights: Float[Tensor, "some steps batch"]
     lr: float
+
+    def losses(self, theta: Params) -> Float[Tensor, " some"]:
+        """The mean loss over the round's pairs, of each agent at its row."""
+        return self.mean(self.pair_losses(theta))
+
+    def mean(self, values: Float[Tensor, "some steps batch"]) -> Float[Tensor, " some"]:
+        """The weighted mean of a number for each of the round's pairs."""
+        each = [(values[:, step] * self.weights[:, step]).sum(1) for step in range(values.shape[1])]
+        return sum(each[1:], each[0]) / len(each)
 
 
 def local_steps(
