@@ -1,6 +1,6 @@
 """FedSoft (Ruan and Joe-Wong 2022, arXiv 2112.06053, algorithm 1): k models, and everybody's policy is held to its own mixture of them.
 
-    participants:  u_ij <- the share of i's pairs on which theta_j has the least loss, at least sigma;      in every tau-th round
+    participants:  u_ij <- the share of i's pairs on which theta_j has the least loss, at least sigma          (in every tau-th round)
                    v_i  <- E steps along  grad f_i(v_i) + lambda (v_i - sum_j u_ij theta_j)
     server:        theta_j <- (sum of u_ij w_i v_i) / (sum of u_ij w_i),      over those who took part
 
@@ -18,7 +18,16 @@ Other than in the paper,
 - what was raised to sigma is scaled so that sum_j u_ij = 1;
 - theta_j is a weighted mean over the participants of the round (the paper draws some for each j, with probabilities u_ij w_i, and
   averages them plainly).
+
+Where people err, or agree on much, a pair tells little of who made it: shares come near 1/k, and the models near each other, the more
+so the larger lambda is. With `mixtures: likelihood`, u_i is the one that makes i's pairs most likely (as in FedEM: Marfoq et al. 2021,
+arXiv 2108.10252; the loss taken for a negative log-likelihood, which DPO's is):
+
+    u_i    <-  argmax over the simplex of  sum_b log sum_j u_ij exp(-loss_b(theta_j)),      by EM:  u_ij <- mean_b r_bj
+    r_bj    =  u_ij exp(-loss_b(theta_j)) / sum_l u_il exp(-loss_b(theta_l))
 """
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,14 +41,19 @@ from prefmesh.algorithms.methods.several import Several, SeveralSettings
 from prefmesh.algorithms.state import State, put, rows, share
 from prefmesh.policies.base import Params
 
+EM_STEPS = 100
+"""From equal shares."""
+
 
 class FedSoftSettings(SeveralSettings):
     """How policies are held, and how mixtures are found."""
 
-    proximity: float = Field(default=0.1, ge=0)
+    proximity: float = Field(default=0.05, ge=0)
     """lambda, how strongly a policy is held to its mixture of the models; 0 is everybody alone."""
     estimate_every: int = Field(default=1, ge=1)
     """tau, the rounds from one estimate of the mixtures to the next; the others cost a server less to send."""
+    mixtures: Literal["pairs", "likelihood"] = "pairs"
+    """How they are estimated: by on which pairs each model is the best, as in the paper, or as what makes all pairs most likely."""
     least_share: float = Field(default=1e-4, gt=0, lt=1)
     """sigma, the least that a model counts in anybody's mixture, before these add up to 1."""
 
@@ -70,7 +84,7 @@ class FedSoft(Several):
             return practice.learn(theta, None, "")
         models, kept, mine = self.models(state), {"u": state.memory["mixture"]}, self.mesh.rows(agents)
         if self._estimates(round_):
-            put(kept, mine, {"u": self._floored(self._fits(models, len(agents), practice))})
+            put(kept, mine, {"u": self._estimated(models, len(agents), practice)})
         u = rows(kept, mine)["u"]
         mixture = {name: torch.tensordot(u.to(t), t, 1) for name, t in models.items()}
 
@@ -86,18 +100,16 @@ class FedSoft(Several):
         since = round_ - self.settings.warm_rounds - 1
         return since >= 0 and since % self.settings.estimate_every == 0
 
-    def _fits(self, models: Params, agents: int, practice: Practice) -> Float[Tensor, "some k"]:
-        """On which share of an agent's pairs each of the models has the least loss."""
-        k = self.settings.clusters
+    def _estimated(self, models: Params, agents: int, practice: Practice) -> Float[Tensor, "some k"]:
         losses = [
             practice.pair_losses({name: share(t[j : j + 1], agents) for name, t in models.items()})
-            for j in range(k)
+            for j in range(self.settings.clusters)
         ]
-        best = torch.stack(losses).argmin(0)
-        return torch.stack([practice.mean((best == j).to(losses[0])) for j in range(k)], dim=1)
+        estimate = best_shares if self.settings.mixtures == "pairs" else likeliest_shares
+        return self._floored(estimate(torch.stack(losses).double(), practice))
 
     def _floored(self, shares: Float[Tensor, "some k"]) -> Float[Tensor, "some k"]:
-        raised = shares.double().clamp(min=self.settings.least_share)
+        raised = shares.clamp(min=self.settings.least_share)
         return raised / raised.sum(1, keepdim=True)
 
     def serve(self, state: State, round_: int, agents: Int[np.ndarray, " own"], end: Params) -> State:
@@ -124,3 +136,23 @@ class FedSoft(Several):
         fetched = self.settings.clusters if self._estimates(round_) else 1
         models = fetched + 1 if round_ > apart else int(round_ == apart)
         return models * model_bytes * len(self.participants(round_))
+
+
+Losses = Float[Tensor, "k some steps batch"]
+"""Of each model, on every pair of the round."""
+
+
+def best_shares(losses: Losses, practice: Practice) -> Float[Tensor, "some k"]:
+    """On which share of an agent's pairs each of the models has the least loss."""
+    best = losses.argmin(0)
+    return torch.stack([practice.mean((best == j).double()) for j in range(len(losses))], dim=1)
+
+
+def likeliest_shares(losses: Losses, practice: Practice) -> Float[Tensor, "some k"]:
+    """Which mixture of the models makes an agent's pairs most likely."""
+    k, agents = losses.shape[:2]
+    u = losses.new_full((agents, k), 1 / k)
+    for _ in range(EM_STEPS):
+        responsible = torch.softmax(u.T.log()[:, :, None, None] - losses, dim=0)
+        u = torch.stack([practice.mean(of) for of in responsible], dim=1)
+    return u
