@@ -2,25 +2,26 @@
 
     participants:  u_ij <- the share of i's pairs on which theta_j has the least loss, at least sigma          (in every tau-th round)
                    v_i  <- E steps along  grad f_i(v_i) + lambda (v_i - sum_j u_ij theta_j)
-    server:        theta_j <- (sum of u_ij w_i v_i) / (sum of u_ij w_i),      over those who took part
+    server:        theta_j <- (sum of u_ij w_i v_i) / (sum of u_ij w_i)
 
 Agents use v_i, which goes on from where it was. lambda (v - sum_j u_ij theta_j) is the gradient of the paper's lambda/2 sum_j u_ij
-||v - theta_j||^2: the server, which knows u_i, need send no more than the mixture in rounds that do not estimate it. While u stays, a round
-lowers (with small steps)
+||v - theta_j||^2: the server, which knows u_i, need send no more than the mixture in rounds that do not estimate it. With all agents and
+while u stays, a round lowers (with small steps)
 
     sum_i w_i [ f_i(v_i) + lambda/2 sum_j u_ij ||v_i - theta_j||^2 ],
 
-first in v, then in theta. lambda = 0 is everybody alone. With SGD, lr lambda must stay below 2.
+first in v, then in theta; k = 1 is pFedMe's objective (Dinh et al. 2020, arXiv 2006.08848). lambda = 0 is everybody alone. With SGD,
+lr lambda must stay below 2.
 
 Other than in the paper,
 - the k models start as `several.py` says, at u_ij = 1 in one's own group;
 - u is estimated by participants, on the pairs of the round (the paper: by everybody, on all own pairs); before one's first estimate it is 1/k;
 - what was raised to sigma is scaled so that sum_j u_ij = 1;
-- theta_j is a weighted mean over the participants of the round (the paper draws some for each j, with probabilities u_ij w_i, and
-  averages them plainly).
+- of S < N participants, theta_j goes a part of the way to their mean: min(1, N/S (sum of u_ij w_i over S_r) / (sum of u_ij w_i over all)),
+  so that it stays where nobody is its own (the paper draws participants for each j, with probabilities u_ij w_i, and averages them plainly).
 
-Where people err, or agree on much, a pair tells little of who made it: shares come near 1/k, and the models near each other, the more
-so the larger lambda is. With `mixtures: likelihood`, u_i is the one that makes i's pairs most likely (as in FedEM: Marfoq et al. 2021,
+Where people err, or agree on much, a pair tells little of who made it: shares come near 1/k, and models near each other, the more so
+the larger lambda is. With `mixtures: likelihood`, u_i is the one that makes i's pairs most likely (as in FedEM: Marfoq et al. 2021,
 arXiv 2108.10252; the loss taken for a negative log-likelihood, which DPO's is):
 
     u_i    <-  argmax over the simplex of  sum_b log sum_j u_ij exp(-loss_b(theta_j)),      by EM:  u_ij <- mean_b r_bj
@@ -50,8 +51,8 @@ class FedSoftSettings(SeveralSettings):
 
     proximity: float = Field(default=0.05, ge=0)
     """lambda, how strongly a policy is held to its mixture of the models; 0 is everybody alone."""
-    estimate_every: int = Field(default=1, ge=1)
-    """tau, the rounds from one estimate of the mixtures to the next; the others cost a server less to send."""
+    estimate_every: int = Field(default=5, ge=1)
+    """tau, the rounds from one estimate of the mixtures to the next: an estimate needs k models, the other rounds send one."""
     mixtures: Literal["pairs", "likelihood"] = "pairs"
     """How they are estimated: by on which pairs each model is the best, as in the paper, or as what makes all pairs most likely."""
     least_share: float = Field(default=1e-4, gt=0, lt=1)
@@ -113,20 +114,21 @@ class FedSoft(Several):
         return raised / raised.sum(1, keepdim=True)
 
     def serve(self, state: State, round_: int, agents: Int[np.ndarray, " own"], end: Params) -> State:
-        """Each model is the mean of policies, by how much they are its."""
+        """Each model goes to the mean of policies, by how much they are its."""
         models, kept, mine = self.models(state), {"u": state.memory["mixture"]}, self.mesh.rows(agents)
-        acting = self.acting(agents)
+        acting, first = self.acting(agents), round_ == self.settings.warm_rounds
         own = np.isin(acting, agents)
-        if round_ == self.settings.warm_rounds:
+        if first:
             label = self.first_groups({name: tensor - models[name][:1] for name, tensor in end.items()})
             one = torch.nn.functional.one_hot(torch.from_numpy(label[own]), self.settings.clusters)
             put(kept, mine, {"u": self._floored(one.to(kept["u"]))})
-        told = self.mesh.group.gather(rows(kept, mine)["u"].cpu().numpy())
-        counts = told * self.population.weights[acting][:, None]
-        counts = (counts / counts.sum(0))[own]
-        for j in range(self.settings.clusters):
-            for name, mean in self.mesh.weighted_sum(torch.from_numpy(counts[:, j].copy()), end).items():
-                models[name][j] = mean[0]
+        counts = self.mesh.group.gather(kept["u"].cpu().numpy()) * self.population.weights[:, None]
+        here, expected = counts[acting].sum(0), counts.sum(0) * len(acting) / self.agents
+        steps = np.ones_like(here) if first else np.minimum(1, here / expected)
+        for j, step in enumerate(steps):
+            means = self.mesh.weighted_sum(torch.from_numpy(counts[acting[own], j] / here[j]), end)
+            for name, mean in means.items():
+                models[name][j].lerp_(mean[0], float(step))
         put(state.theta, mine, end)
         return state
 
