@@ -75,6 +75,14 @@ def pair_losses(
     return torch.stack(found, dim=1)
 
 
+def mean_over_pairs(
+    values: Float[Tensor, "*models agents steps batch"], weights: Float[Tensor, "agents steps batch"]
+) -> Float[Tensor, "*models agents"]:
+    """Each agent's mean of a number for each of its pairs; the weights of a step's pairs sum to 1."""
+    each = [(values[..., step, :] * weights[:, step]).sum(-1) for step in range(weights.shape[1])]
+    return sum(each[1:], each[0]) / len(each)
+
+
 def global_loss_and_gradient(
     problem: Problem, row: Params, rows: Int[np.ndarray, " pairs"], weights: Float[np.ndarray, " pairs"]
 ) -> tuple[float, Params]:

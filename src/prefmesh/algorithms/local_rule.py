@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from prefmesh.algorithms import optimizers
-from prefmesh.algorithms.gradients import Problem, loss_and_gradient
+from prefmesh.algorithms.gradients import Problem, loss_and_gradient, mean_over_pairs
 from prefmesh.algorithms.state import put, spread, take
 from prefmesh.objectives import PairLogProbs, rounding
 from prefmesh.policies.base import Params
@@ -73,12 +73,7 @@ class Practice:
 
     def losses(self, theta: Params) -> Float[Tensor, " some"]:
         """The mean loss over the round's pairs, of each agent at its row."""
-        return self.mean(self.pair_losses(theta))
-
-    def mean(self, values: Float[Tensor, "some steps batch"]) -> Float[Tensor, " some"]:
-        """The weighted mean of a number for each of the round's pairs."""
-        each = [(values[:, step] * self.weights[:, step]).sum(1) for step in range(values.shape[1])]
-        return sum(each[1:], each[0]) / len(each)
+        return mean_over_pairs(self.pair_losses(theta), self.weights)
 
 
 def local_steps(

@@ -36,6 +36,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from prefmesh.algorithms.gradients import mean_over_pairs
 from prefmesh.algorithms.local_rule import Practice, Steps
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.several import Several, SeveralSettings
@@ -107,7 +108,7 @@ class FedSoft(Several):
             for j in range(self.settings.clusters)
         ]
         estimate = best_shares if self.settings.mixtures == "pairs" else likeliest_shares
-        return self._floored(estimate(torch.stack(losses).double(), practice))
+        return self._floored(estimate(torch.stack(losses).double(), practice.weights))
 
     def _floored(self, shares: Float[Tensor, "some k"]) -> Float[Tensor, "some k"]:
         raised = shares.clamp(min=self.settings.least_share)
@@ -142,19 +143,19 @@ class FedSoft(Several):
 
 Losses = Float[Tensor, "k some steps batch"]
 """Of each model, on every pair of the round."""
+Weights = Float[Tensor, "some steps batch"]
 
 
-def best_shares(losses: Losses, practice: Practice) -> Float[Tensor, "some k"]:
+def best_shares(losses: Losses, weights: Weights) -> Float[Tensor, "some k"]:
     """On which share of an agent's pairs each of the models has the least loss."""
-    best = losses.argmin(0)
-    return torch.stack([practice.mean((best == j).double()) for j in range(len(losses))], dim=1)
+    models = torch.arange(len(losses), device=losses.device)
+    best = losses.argmin(0) == models[:, None, None, None]
+    return mean_over_pairs(best.double(), weights).T
 
 
-def likeliest_shares(losses: Losses, practice: Practice) -> Float[Tensor, "some k"]:
+def likeliest_shares(losses: Losses, weights: Weights) -> Float[Tensor, "some k"]:
     """Which mixture of the models makes an agent's pairs most likely."""
-    k, agents = losses.shape[:2]
-    u = losses.new_full((agents, k), 1 / k)
+    u = losses.new_full(losses.shape[:2], 1 / len(losses))
     for _ in range(EM_STEPS):
-        responsible = torch.softmax(u.T.log()[:, :, None, None] - losses, dim=0)
-        u = torch.stack([practice.mean(of) for of in responsible], dim=1)
-    return u
+        u = mean_over_pairs(torch.softmax(u.log()[:, :, None, None] - losses, dim=0), weights)
+    return u.T
