@@ -114,6 +114,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": ADAMW,
         "objective": {"weights": "by_size"},
     },
+    "FedSoft": {
+        "method": {**FED, "name": "fed_soft", "participation": 4, "estimate_every": 2},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "FedSoft, likelihood": {
+        "method": {**FED, "name": "fed_soft", "participation": 2, "mixtures": "likelihood"},
+        "optimizer": {"momentum": 0.9},
+    },
     "Ditto": {
         "method": {**FED, "name": "ditto", "participation": 2, "proximity": 0.3},
         "optimizer": ADAMW,
@@ -138,6 +147,7 @@ LORA = (
     "q-FedAvg",
     "gradient tracking",
     "IFCA",
+    "FedSoft",
     "Ditto",
     "APFL",
 )

@@ -73,9 +73,7 @@ class FedSoft(Several):
         state = super().begin(row)
         k = self.settings.clusters
         device = next(iter(row.values())).device
-        state.memory["mixture"] = torch.full(
-            (self.mesh.hosted, k), 1 / k, dtype=torch.float64, device=device
-        )
+        state.memory["mixture"] = torch.full((self.mesh.hosted, k), 1 / k, dtype=torch.float64, device=device)
         return state
 
     def local(
