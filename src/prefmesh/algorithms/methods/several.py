@@ -47,7 +47,6 @@ class SeveralSettings(ParticipationSettings):
 class Several(Server):
     """The k models are in `memory`; Theta is what agents use."""
 
-    settings: SeveralSettings
     one_policy = False
     one_row = False
     agents_remember = True
