@@ -172,10 +172,11 @@ CORRECTED: dict[str, dict[str, Any]] = {
     "gradient tracking": {"name": "sgd", "lr": 0.5},
     "q-FedAvg": {"name": "sgd", "lr": 0.5},
     "IFCA": {"name": "sgd", "lr": 0.5},
+    "FedSoft": {"name": "sgd", "lr": 0.5},
     "APFL": {"name": "sgd", "lr": 0.5},
 }
 """q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen (IFCA,
-APFL: 2e-6 in one or two entries)."""
+FedSoft, APFL: 1e-6 to 2e-6 in one or two entries)."""
 RANKS = [2, 4, 1, 4, 3, 2]
 MIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, {"mixing": "freeze_a"}),
