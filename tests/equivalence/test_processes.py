@@ -147,7 +147,6 @@ LORA = (
     "q-FedAvg",
     "gradient tracking",
     "IFCA",
-    "FedSoft",
     "Ditto",
     "APFL",
 )
@@ -172,15 +171,18 @@ CORRECTED: dict[str, dict[str, Any]] = {
     "gradient tracking": {"name": "sgd", "lr": 0.5},
     "q-FedAvg": {"name": "sgd", "lr": 0.5},
     "IFCA": {"name": "sgd", "lr": 0.5},
-    "FedSoft": {"name": "sgd", "lr": 0.5},
     "APFL": {"name": "sgd", "lr": 0.5},
 }
 """q-FedAvg's steps are sgd's. Where a gradient's parts cancel, AdamW would make steps of what is left by rounding: 6e-6 were seen (IFCA,
-FedSoft, APFL: 1e-6 to 2e-6 in one or two entries)."""
+APFL: 2e-6 in one or two entries)."""
 RANKS = [2, 4, 1, 4, 3, 2]
 MIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, {"mixing": "freeze_a"}),
     "FedDPO, products": ({**FED, "participation": 4}, {"mixing": "product"}),
+    "FedSoft, in float64": (
+        {**FED, "name": "fed_soft", "participation": 4, "estimate_every": 2},
+        {"mixing": "factors"},
+    ),
     "ring, products": (DEC, {"mixing": "product"}),
     "ring, alternating": (DEC, {"mixing": "alternate"}),
     "FedDPO, products of unequal ranks": (
