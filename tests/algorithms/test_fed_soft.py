@@ -74,6 +74,7 @@ class TestRounds:
         weights = np.array([0.1, 0.2, 0.2, 0.3, 0.2])
         method = FedSoft(FedSoftSettings(name="fed_soft", clusters=3), Population(weights=weights, seed=0))
         state = method.begin({"w": torch.tensor([[0.0]])})
+        assert (state.memory["mixture"] == 1 / 3).all()
         state.memory["model/w"] = torch.tensor([[10.0], [20.0], [30.0]])
         u = [[1.0, 0, 1e-9], [0.5, 0.5, 1e-9], [0.25, 0.75, 1e-9], [1, 0, 1e-9], [0, 0.5, 0.5]]
         state.memory["mixture"] = torch.tensor(u, dtype=torch.float64)

@@ -10,7 +10,7 @@ from abc import abstractmethod
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import Field
 
 from prefmesh.algorithms.methods.clustered import sketched
@@ -89,7 +89,5 @@ class Several(Server):
     def first_groups(self, update: Params) -> Int[np.ndarray, " acting"]:
         """Groups of all participants by the directions of their updates, of which these (own, ...) are hosted here."""
         sketches = sketched(update, derived_seed(self.population.seed, "sketch")).cpu().numpy()
-        return self._by_direction(self.mesh.group.gather(sketches))
-
-    def _by_direction(self, sketches: Float[np.ndarray, "acting numbers"]) -> Int[np.ndarray, " acting"]:
-        return by_direction(inner_products({"sketch": torch.from_numpy(sketches)}), self.settings.clusters)
+        inner = inner_products({"sketch": torch.from_numpy(self.mesh.group.gather(sketches))})
+        return by_direction(inner, self.settings.clusters)
