@@ -126,6 +126,7 @@ def test_methods_on_one_budget():
         "group_robust",
         "q_fed_avg",
         "ifca",
+        "fed_soft",
         "ditto",
         "apfl",
         "collaboration_graph",
@@ -145,6 +146,7 @@ def test_methods_on_one_budget():
     rounds = {variant.name: variant.changes["method"]["rounds"] for variant in sweep.variants}
     assert (rounds["scaffold"], rounds["fed_buff"], rounds["dec_dpo"]) == (20, 80, 40)
     assert rounds["ditto"] == 20  # two models to train
+    assert rounds["fed_soft"] == 36  # of 40 rounds one sends a model, 8 send three, 31 two: 40 x 80 / 87
     assert rounds["ifca"] == 27  # two models to fetch, but for the first round
     assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
     below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})

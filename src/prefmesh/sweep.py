@@ -269,6 +269,7 @@ def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str,
             {"name": "fine_tuning", "personal_rounds": max(1, rounds // 4)},
         ),
         "ifca": ("IFCA", {"name": "ifca"}),
+        "fed_soft": ("FedSoft", {"name": "fed_soft"}),
         "ditto": ("Ditto", {"name": "ditto"}),
         "apfl": ("APFL", {"name": "apfl"}),
         "collaboration_graph": (

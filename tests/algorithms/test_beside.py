@@ -1,4 +1,4 @@
-"""Policies beside, among and within the server's: Ditto, APFL, IFCA, FedPer."""
+"""Policies beside, among and within the server's: Ditto, APFL, IFCA, FedSoft, FedPer."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,8 @@ LAST = ["*.h.1.*"]
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ifca": ("log_linear", {"name": "ifca", "warm_rounds": 2}),
+    "fed_soft": ("log_linear", {"name": "fed_soft", "estimate_every": 2}),
+    "fed_soft, likelihood": ("log_linear", {"name": "fed_soft", "warm_rounds": 2, "mixtures": "likelihood"}),
     "ditto": ("log_linear", {"name": "ditto"}),
     "ditto, compressed": ("log_linear", {"name": "ditto", "compression": [{"name": "top_k", "share": 0.4}]}),
     "apfl": ("log_linear", {"name": "apfl", "alpha": 0.5, "alpha_lr": 2.0}),
@@ -302,7 +304,7 @@ def figures(name: str, groups: int, seed: int) -> tuple[float, list[int]]:
 class TestTown:
     """12 users, 15 rounds. A seed's figure is of 360 held-out pairs: 1.8 points of chance where it is 86 %."""
 
-    @pytest.mark.parametrize(("name", "seeds"), [("ifca", 5), ("ditto", 2), ("apfl", 2)])
+    @pytest.mark.parametrize(("name", "seeds"), [("ifca", 5), ("fed_soft", 5), ("ditto", 2), ("apfl", 2)])
     def test_where_groups_are_opposed_ten_points(self, name: str, seeds: int) -> None:
         """In every seed."""
         for seed in range(seeds):
@@ -311,7 +313,7 @@ class TestTown:
             if name == "ifca":  # residents are dealt to groups in turn: an adjusted Rand index of 1
                 assert groups in ([0, 1] * 6, [1, 0] * 6)
 
-    @pytest.mark.parametrize("name", ["ifca", "ditto", "apfl"])
+    @pytest.mark.parametrize("name", ["ifca", "fed_soft", "ditto", "apfl"])
     def test_where_all_agree_one_point_is_lost_at_most(self, name: str) -> None:
         """In the mean of three seeds."""
         gains = [figures(name, 0, seed)[0] - figures("fed_dpo", 0, seed)[0] for seed in range(3)]
@@ -323,6 +325,7 @@ class TestTown:
     [
         ({"name": "ifca", "clusters": 7}, r"^method.clusters: found 7; allowed: 1 to 6, the number of part"),
         ({"name": "ifca", "clusters": 3, "participation": 2}, r"^method.clusters: found 3; allowed: 1 to 2"),
+        ({"name": "fed_soft", "clusters": 7}, r"^method.clusters: found 7; allowed: 1 to 6"),
         ({"name": "ifca", "rounds": 1}, r"^method.warm_rounds: found 1 of 1 rounds; allowed: 1 to 0"),
         ({"name": "ditto", "participation": 7}, r"^method.participation: found 7"),
     ],
@@ -336,6 +339,10 @@ def test_refused(settings: dict, said: str) -> None:
     "settings",
     [
         {"name": "ifca", "compression": ["int8"]},
+        {"name": "fed_soft", "compression": ["int8"]},
+        {"name": "fed_soft", "estimate_every": 0},
+        {"name": "fed_soft", "least_share": 0.0},
+        {"name": "fed_soft", "mixtures": "best"},
         {"name": "apfl", "alpha": 1.5},
         {"name": "ditto", "proximity": -0.1},
         {"name": "fed_per", "personal": []},
@@ -350,7 +357,7 @@ def test_refused_as_they_are_written(settings: dict) -> None:
         ExperimentConfig.parse(town(2, 3.0, name="fed_dpo").plain() | {"method": settings})
 
 
-@pytest.mark.parametrize("name", ["ifca", "ditto", "apfl", "fed_per", "clustered"])
+@pytest.mark.parametrize("name", ["ifca", "fed_soft", "ditto", "apfl", "fed_per", "clustered"])
 @pytest.mark.parametrize("mixing", ["alternate", "product"])
 def test_what_of_lora_is_averaged_is_refused(name: str, mixing: str) -> None:
     """What would have to be done to own models too, or to several."""

@@ -114,6 +114,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": ADAMW,
         "objective": {"weights": "by_size"},
     },
+    "FedSoft": {
+        "method": {**FED, "name": "fed_soft", "participation": 4, "estimate_every": 2},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "FedSoft, likelihood": {
+        "method": {**FED, "name": "fed_soft", "participation": 2, "mixtures": "likelihood"},
+        "optimizer": {"momentum": 0.9},
+    },
     "Ditto": {
         "method": {**FED, "name": "ditto", "participation": 2, "proximity": 0.3},
         "optimizer": ADAMW,
@@ -171,6 +180,10 @@ MIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "FedDPO, A frozen": ({**FED, "participation": 4}, {"mixing": "freeze_a"}),
     "FedDPO, products": ({**FED, "participation": 4}, {"mixing": "product"}),
     "FedDPO, residuals": ({**FED, "participation": 4}, {"mixing": "residual"}),
+    "FedSoft, in float64": (
+        {**FED, "name": "fed_soft", "participation": 4, "estimate_every": 2},
+        {"mixing": "factors"},
+    ),
     "ring, products": (DEC, {"mixing": "product"}),
     "ring, alternating": (DEC, {"mixing": "alternate"}),
     "FedDPO, products of unequal ranks": (

@@ -24,7 +24,7 @@ REPEATS = 3
 WORTH = 0.01
 """Larger passes must be so much faster, per token, to be taken: they cost memory."""
 WORSE = 0.05
-"""Trying ends at a size that is so much slower than the best."""
+"""Trying ends at two sizes in a row that are so much slower than the best: one may have been disturbed."""
 EFFORT = 0.05
 """How much of a run's work measuring may take."""
 LIBRARIES = 0.6 * 2**30
@@ -80,7 +80,7 @@ def fitting(problem: Problem, method: Method, batch: int, tokens: int) -> int:
 def fastest(learner: Learner, row: Params, most: int) -> int:
     """The smallest number of agents, of 1, 2, 4, ... and `most`, whose pass is about as fast per token as the fastest.
 
-    Sizes are tried upwards until one does not pay. Where that would take more than `EFFORT` of the run's work before an answer is
+    Sizes are tried upwards until two in a row do not pay. Where that would take more than `EFFORT` of the run's work before an answer is
     found, it is `learner.agents_per_pass`.
     """
     mesh, active = learner.method.mesh, learner.method.participants(1)
@@ -91,12 +91,14 @@ def fastest(learner: Learner, row: Params, most: int) -> int:
     settings = learner.method.settings
     effort = EFFORT * settings.rounds * settings.local_steps * len(active)
     found: dict[int, float] = {}
+    slower = 0
     for size in [*(2**k for k in range((most - 1).bit_length())), most]:
         effort -= size * (REPEATS + 1)
         if effort < 0:
             return learner.agents_per_pass
         found[size] = _seconds_per_token(learner, row, active[:size])
-        if found[size] > min(found.values()) * (1 + WORSE):
+        slower = slower + 1 if found[size] > min(found.values()) * (1 + WORSE) else 0
+        if slower == 2:
             break
     good = min(found.values()) * (1 + WORTH)
     return min(size for size, seconds in found.items() if seconds <= good)

@@ -61,21 +61,26 @@ def loss_and_gradient(
 
 
 @torch.no_grad()
-def mean_losses(
+def pair_losses(
     problem: Problem,
     params: Params,
     rows: Int[np.ndarray, "agents steps batch"],
-    weights: Float[np.ndarray, "agents steps batch"],
-) -> Float[Tensor, " agents"]:
-    """Each agent's loss at its row of `params`, the mean over its batches; each batch's weights sum to 1."""
-    total = None
+    weights: Float[Tensor, "agents steps batch"],
+) -> Float[Tensor, "agents steps batch"]:
+    """The loss of each pair at its agent's row of `params`; the pairs of a step are a batch, whose weights sum to 1."""
+    found = []
     for step in range(rows.shape[1]):
-        w = torch.as_tensor(weights[:, step], dtype=problem.reference.dtype, device=problem.reference.device)
-        log_probs = replace(problem.log_probs(params, rows[:, step]), weights=w)
-        losses = (pair_loss(log_probs, problem.objective) * w).sum(1)
-        total = losses if total is None else total + losses
-    assert total is not None
-    return total / rows.shape[1]
+        log_probs = replace(problem.log_probs(params, rows[:, step]), weights=weights[:, step])
+        found.append(pair_loss(log_probs, problem.objective))
+    return torch.stack(found, dim=1)
+
+
+def mean_over_pairs(
+    values: Float[Tensor, "*models agents steps batch"], weights: Float[Tensor, "agents steps batch"]
+) -> Float[Tensor, "*models agents"]:
+    """Each agent's mean of a number for each of its pairs; the weights of a step's pairs sum to 1."""
+    each = [(values[..., step, :] * weights[:, step]).sum(-1) for step in range(weights.shape[1])]
+    return sum(each[1:], each[0]) / len(each)
 
 
 def global_loss_and_gradient(

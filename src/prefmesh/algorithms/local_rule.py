@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from prefmesh.algorithms import optimizers
-from prefmesh.algorithms.gradients import Problem, loss_and_gradient
+from prefmesh.algorithms.gradients import Problem, loss_and_gradient, mean_over_pairs
 from prefmesh.algorithms.state import put, spread, take
 from prefmesh.objectives import PairLogProbs, rounding
 from prefmesh.policies.base import Params
@@ -62,12 +62,18 @@ class Learn(Protocol):
 class Practice:
     """What agents that share a pass can do with their own pairs of a round; of a method they ask no more than models (some, ...).
 
-    `losses(theta)`: the mean loss over the round's pairs, of each agent at its row. `lr`: the round's step size.
+    `pair_losses(theta)`: the loss of each of the round's pairs, at its agent's row. `weights`: theirs, which sum to 1 in each
+    batch. `lr`: the round's step size.
     """
 
     learn: Learn
-    losses: Callable[[Params], Float[Tensor, " some"]]
+    pair_losses: Callable[[Params], Float[Tensor, "some steps batch"]]
+    weights: Float[Tensor, "some steps batch"]
     lr: float
+
+    def losses(self, theta: Params) -> Float[Tensor, " some"]:
+        """The mean loss over the round's pairs, of each agent at its row."""
+        return mean_over_pairs(self.pair_losses(theta), self.weights)
 
 
 def local_steps(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefmesh.algorithms import optimizers
 from prefmesh.algorithms.consensus import Weighted, consensus_error, mixing_error
-from prefmesh.algorithms.gradients import Problem, mean_losses
+from prefmesh.algorithms.gradients import Problem, pair_losses
 from prefmesh.algorithms.local_rule import STATS, Correction, Practice, Steps, local_steps
 from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.sampling import Sampler
@@ -175,10 +175,13 @@ class Learner:
             put_back()
             return found
 
-        def losses(theta: Params) -> Float[Tensor, " some"]:
-            return mean_losses(self.problem, theta | (resting or {}), batches, weights)
+        reference = self.problem.reference
+        w = torch.as_tensor(weights, dtype=reference.dtype, device=reference.device)
 
-        practice = Practice(learn=learn, losses=losses, lr=self.lr(round_))
+        def losses(theta: Params) -> Float[Tensor, "some steps batch"]:
+            return pair_losses(self.problem, theta | (resting or {}), batches, w)
+
+        practice = Practice(learn=learn, pair_losses=losses, weights=w, lr=self.lr(round_))
         return method.local(state, round_, agents, theta, practice)
 
     def _within_ranks(self, agents: np.ndarray, correction: Correction | None) -> Correction | None:

@@ -18,6 +18,7 @@ PERSONAL = (
     "fine_tuning",
     "clustered",
     "ifca",
+    "fed_soft",
     "ditto",
     "apfl",
     "fed_per",
