@@ -82,8 +82,10 @@ def prepare(
 
     Data and model are kept for the next call that asks for the same: a sweep prepares them once. `agents_per_pass`: as it was
     where a run goes on; none: as the config says, or chosen. `group`: the processes that agents live in; each keeps its own
-    agents' pairs, and where one refuses, all do.
+    agents' pairs, and where one refuses, all do. torch has the config's threads from here on.
     """
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
     share = group.together(lambda: read_share(config, group.rank, say))
     counts = None
     if group.size > 1 and not config.preferences.shared:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from safetensors.numpy import save_file
 
@@ -144,7 +143,6 @@ def run(
     first = group.rank == 0
     group.together(lambda: refuse_taken(out, otherwise="--resume to go on with a run") if first else None)
     listener = listener or Silent()
-    _set_threads(config)
     experiment = prepare(config, listener.stage, group=group)
 
     def begin(directory: Path) -> None:
@@ -175,7 +173,6 @@ def resume(
     if _of_process_0(group, done is not None):
         return done or {}
     listener = listener or Silent()
-    _set_threads(own)
     # As before: another number would round otherwise.
     path = out / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -518,8 +515,3 @@ def save_row(
         save_policy(policy, row, directory, base=model_source(config.policy.model), rank=rank)
     else:
         save_tensors(row, directory)
-
-
-def _set_threads(config: ExperimentConfig) -> None:
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)

@@ -45,6 +45,16 @@ def test_all_keys_and_rivals_that_compute_the_same():
         assert result["ratio"] == pytest.approx(result["runs"][0]["theirs"] / result["runs"][0]["ours"])
 
 
+def test_threads_of_the_config_are_used() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        raw = config().plain() | {"runtime": {"threads": 1}}
+        assert bench(ExperimentConfig.parse(raw), [], SHORT)["machine"]["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_trl_computes_the_same_as_the_first_agent_and_prints_nothing(capsys):
     pytest.importorskip("trl")
     result = bench(config(), ["trl"], Schedule(turns=1, rounds=2))["against"]["trl"]

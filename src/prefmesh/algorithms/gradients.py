@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prefmesh.algorithms.state import without
 from prefmesh.objectives import ObjectiveSettings, PairLogProbs, pair_loss
 from prefmesh.policies.base import EncodedPairs, Params, Policy, Rows, passes
 
@@ -91,7 +92,7 @@ def global_loss_and_gradient(
     Each pair is a batch of its own: what f is does not depend on the passes.
     """
     still = problem.policy.residuals(row)
-    row = {name: tensor for name, tensor in row.items() if name not in still}
+    row = without(row, still)
     total, gradient = 0.0, {name: torch.zeros_like(tensor) for name, tensor in row.items()}
     dtype = problem.reference.dtype
     for part in passes(problem.data, rows, problem.policy.tokens_per_pass):

@@ -76,6 +76,15 @@ class Practice:
         return mean_over_pairs(self.pair_losses(theta), self.weights)
 
 
+def held_to(anchor: Params, strength: float) -> Correction:
+    """Gradients of f(theta) + strength/2 ||theta - anchor||^2, of each agent's own f and anchor (some, ...)."""
+
+    def held(theta: Params, gradient: Params) -> Params:
+        return {name: g.add(theta[name] - anchor[name], alpha=strength) for name, g in gradient.items()}
+
+    return held
+
+
 def local_steps(
     problem: Problem,
     settings: optimizers.OptimizerSettings,

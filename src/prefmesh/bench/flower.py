@@ -63,9 +63,10 @@ class Flower:
         """Rounds `first` and so on in one simulation. Raises `RuntimeError` with its last lines where it fails."""
         agents, threads = self.experiment.method.agents, torch.get_num_threads()
         workers = min(agents, threads)
+        config = self.experiment.config.replace({"runtime.threads": threads // workers})
         with tempfile.TemporaryDirectory(prefix="prefmesh-") as name:
             directory = Path(name)
-            (directory / "config.yaml").write_text(self.experiment.config.to_yaml(), encoding="utf-8")
+            (directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
             save_file(
                 {n: t.detach().contiguous() for n, t in self.theta.items()}, directory / "start.safetensors"
             )

@@ -29,6 +29,14 @@ from prefmesh.randomness import derived_seed, generator
 SKETCH = 4096
 
 
+def refuse_no_rounds_left(warm_rounds: int, rounds: int, least: int) -> None:
+    """Raise `InputError` where groups would be found after the last round; `least`: warm rounds that finding them takes."""
+    if warm_rounds >= rounds:
+        raise InputError(
+            f"method.warm_rounds: found {warm_rounds} of {rounds} rounds; allowed: {least} to {rounds - 1}"
+        )
+
+
 class ClusteredSettings(MethodSettings):
     """When groups are looked for, and how many."""
 
@@ -43,10 +51,7 @@ class ClusteredSettings(MethodSettings):
             raise InputError(
                 f"method.clusters: found {self.clusters}; allowed: auto, or 2 to {agents}, the number of agents"
             )
-        if self.warm_rounds >= self.rounds:
-            raise InputError(
-                f"method.warm_rounds: found {self.warm_rounds} of {self.rounds} rounds; allowed: 2 to {self.rounds - 1}"
-            )
+        refuse_no_rounds_left(self.warm_rounds, self.rounds, 2)
 
 
 @method("clustered")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
-from prefmesh.algorithms.local_rule import Practice, Steps
+from prefmesh.algorithms.local_rule import Practice, Steps, held_to
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.beside import Beside
 from prefmesh.algorithms.methods.server import ServerSettings
@@ -35,14 +35,7 @@ class Ditto(Beside):
         self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
     ) -> Steps:
         """v_i first, while theta is where it started."""
-
-        def held(v: Params, gradient: Params) -> Params:
-            return {
-                name: g.add(v[name] - theta[name], alpha=self.settings.proximity)
-                for name, g in gradient.items()
-            }
-
-        practice.learn(own, held, "own")
+        practice.learn(own, held_to(theta, self.settings.proximity), "own")
         return practice.learn(theta, None, "")
 
     def policies(self, state: State) -> Params:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
-from prefmesh.algorithms.local_rule import Correction
+from prefmesh.algorithms.local_rule import Correction, held_to
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State
@@ -38,12 +38,4 @@ class FedProx(Server):
         """mu (theta - theta^r)."""
         if not self.settings.mu:
             return None
-        anchor = {name: tensor.clone() for name, tensor in start.items()}
-
-        def correct(theta: Params, gradient: Params) -> Params:
-            return {
-                name: g.add(theta[name] - anchor[name], alpha=self.settings.mu)
-                for name, g in gradient.items()
-            }
-
-        return correct
+        return held_to({name: tensor.clone() for name, tensor in start.items()}, self.settings.mu)

@@ -37,10 +37,10 @@ from pydantic import Field
 from torch import Tensor
 
 from prefmesh.algorithms.gradients import mean_over_pairs
-from prefmesh.algorithms.local_rule import Practice, Steps
+from prefmesh.algorithms.local_rule import Practice, Steps, held_to
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.several import Several, SeveralSettings
-from prefmesh.algorithms.state import State, put, rows, share
+from prefmesh.algorithms.state import State, put, rows
 from prefmesh.policies.base import Params
 
 EM_STEPS = 100
@@ -84,29 +84,19 @@ class FedSoft(Several):
             return practice.learn(theta, None, "")
         models, kept, mine = self.models(state), {"u": state.memory["mixture"]}, self.mesh.rows(agents)
         if self._estimates(round_):
-            put(kept, mine, {"u": self._estimated(models, len(agents), practice)})
+            put(kept, mine, {"u": self._estimated(state, len(agents), practice)})
         u = rows(kept, mine)["u"]
         mixture = {name: torch.tensordot(u.to(t), t, 1) for name, t in models.items()}
-
-        def held(v: Params, gradient: Params) -> Params:
-            return {
-                name: g.add(v[name] - mixture[name], alpha=self.settings.proximity)
-                for name, g in gradient.items()
-            }
-
-        return practice.learn(theta, held, "")
+        return practice.learn(theta, held_to(mixture, self.settings.proximity), "")
 
     def _estimates(self, round_: int) -> bool:
         since = round_ - self.settings.warm_rounds - 1
         return since >= 0 and since % self.settings.estimate_every == 0
 
-    def _estimated(self, models: Params, agents: int, practice: Practice) -> Float[Tensor, "some k"]:
-        losses = [
-            practice.pair_losses({name: share(t[j : j + 1], agents) for name, t in models.items()})
-            for j in range(self.settings.clusters)
-        ]
+    def _estimated(self, state: State, agents: int, practice: Practice) -> Float[Tensor, "some k"]:
+        losses = self.of_each(state, agents, practice.pair_losses).double()
         estimate = best_shares if self.settings.mixtures == "pairs" else likeliest_shares
-        return self._floored(estimate(torch.stack(losses).double(), practice.weights))
+        return self._floored(estimate(losses, practice.weights))
 
     def _floored(self, shares: Float[Tensor, "some k"]) -> Float[Tensor, "some k"]:
         raised = shares.clamp(min=self.settings.least_share)
@@ -131,12 +121,9 @@ class FedSoft(Several):
         put(state.theta, mine, end)
         return state
 
-    def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
-        """Each participant fetches its mixture, or k models to find it, and sends its policy; apart, it sends it in the end."""
-        apart = self.settings.warm_rounds
-        fetched = self.settings.clusters if self._estimates(round_) else 1
-        models = fetched + 1 if round_ > apart else int(round_ == apart)
-        return models * model_bytes * len(self.participants(round_))
+    def fetched(self, round_: int) -> int:
+        """One's mixture, or k models to find it."""
+        return self.settings.clusters if self._estimates(round_) else 1
 
 
 Losses = Float[Tensor, "k some steps batch"]

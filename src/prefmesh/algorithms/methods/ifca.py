@@ -15,7 +15,7 @@ from jaxtyping import Int
 from prefmesh.algorithms.local_rule import Practice, Steps
 from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.several import Several, SeveralSettings
-from prefmesh.algorithms.state import State, share, take
+from prefmesh.algorithms.state import State, take
 from prefmesh.policies.base import Params
 
 
@@ -41,14 +41,9 @@ class IFCA(Several):
     ) -> Steps:
         """First the choice, which is where the steps start."""
         if round_ > self.settings.warm_rounds:
-            models = self.models(state)
-            losses = [
-                practice.losses({name: share(t[j : j + 1], len(agents)) for name, t in models.items()})
-                for j in range(self.settings.clusters)
-            ]
-            chosen = torch.stack(losses).argmin(0).cpu()
+            chosen = self.of_each(state, len(agents), practice.losses).argmin(0).cpu()
             state.memory["group"][torch.from_numpy(agents)] = chosen.to(state.memory["group"].device)
-            for name, tensor in take(models, chosen.numpy()).items():
+            for name, tensor in take(self.models(state), chosen.numpy()).items():
                 theta[name].copy_(tensor)
         return practice.learn(theta, None, "")
 
@@ -73,9 +68,3 @@ class IFCA(Several):
     def groups(self, state: State) -> Int[np.ndarray, " agents"]:
         """As chosen last."""
         return state.memory["group"].cpu().numpy()
-
-    def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
-        """Each participant fetches k models and sends an update; apart, it sends one in the end."""
-        apart = self.settings.warm_rounds
-        models = self.settings.clusters + 1 if round_ > apart else int(round_ == apart)
-        return models * model_bytes * len(self.participants(round_))

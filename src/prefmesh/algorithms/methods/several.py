@@ -7,13 +7,15 @@ The papers start k models at random. A preference-tuned policy starts at the ref
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
-from prefmesh.algorithms.methods.clustered import sketched
+from prefmesh.algorithms.methods.clustered import refuse_no_rounds_left, sketched
 from prefmesh.algorithms.methods.server import ParticipationSettings, Server
 from prefmesh.algorithms.similarity import by_direction, inner_products
 from prefmesh.algorithms.state import State, copies, put, share
@@ -38,10 +40,7 @@ class SeveralSettings(ParticipationSettings):
             raise InputError(
                 f"method.clusters: found {self.clusters}; allowed: 1 to {acting}, the number of participants"
             )
-        if self.warm_rounds >= self.rounds:
-            raise InputError(
-                f"method.warm_rounds: found {self.warm_rounds} of {self.rounds} rounds; allowed: 1 to {self.rounds - 1}"
-            )
+        refuse_no_rounds_left(self.warm_rounds, self.rounds, 1)
 
 
 class Several(Server):
@@ -63,6 +62,15 @@ class Several(Server):
         """The server's (k, ...): the tensors that are kept."""
         return {name: state.memory[f"model/{name}"] for name in state.theta}
 
+    def of_each(self, state: State, agents: int, losses: Callable[[Params], Tensor]) -> Tensor:
+        """`losses` of so many agents under each of the k models (k, some, ...)."""
+        models = self.models(state)
+        rows = (
+            {name: share(t[j : j + 1], agents) for name, t in models.items()}
+            for j in range(self.settings.clusters)
+        )
+        return torch.stack([losses(row) for row in rows])
+
     def participants(self, round_: int) -> Int[np.ndarray, " active"]:
         """S of N; while they train apart, the same ones."""
         return super().participants(1 if round_ <= self.settings.warm_rounds else round_)
@@ -77,6 +85,16 @@ class Several(Server):
     @abstractmethod
     def serve(self, state: State, round_: int, agents: Int[np.ndarray, " own"], end: Params) -> State:
         """`mix` from the last warm round on, when models are still equal."""
+
+    def fetched(self, round_: int) -> int:
+        """How many models a participant needs: all k, to see which fits."""
+        return self.settings.clusters
+
+    def bytes_sent(self, round_: int, *, model_bytes: int, data_bytes: int) -> int:
+        """Each participant fetches models and sends one; apart, it sends one in the end."""
+        apart = self.settings.warm_rounds
+        models = self.fetched(round_) + 1 if round_ > apart else int(round_ == apart)
+        return models * model_bytes * len(self.participants(round_))
 
     def acting(self, agents: Int[np.ndarray, " own"]) -> Int[np.ndarray, " acting"]:
         """Who took part, wherever they are hosted."""
