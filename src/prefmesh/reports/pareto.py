@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from scipy.stats import t
 
 from prefmesh.reports import style, tables
@@ -169,6 +169,7 @@ def _bytes_figure(all_: Sequence[Choice], best: Sequence[int]) -> Figure:
 def _users_figure(all_: Sequence[Choice], best: Sequence[int]) -> Figure:
     x, y = [c.accuracy for c in all_], [c.worst_tenth for c in all_]
     figure = _scatter(all_, best, x, y, "The mean user and the worst off")
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(4))  # more labels would touch
     figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{100 * number:.3g} %"))
     figure.axes[0].set_xlabel("held-out accuracy, all pairs")
     figure.axes[0].set_ylabel("worst tenth of users")
