@@ -51,6 +51,8 @@ LOG_LINEAR: dict[str, dict[str, dict[str, Any]]] = {
     "collaboration graph": {"method": {**GOSSIP, "name": "collaboration_graph"}, "optimizer": ADAMW},
     "ditto": {"method": {**PARTIAL, "name": "ditto"}, "optimizer": ADAMW},
     "apfl": {"method": {**PARTIAL, "name": "apfl", "alpha_lr": 1.0}, "optimizer": {"momentum": 0.9}},
+    "dec_ditto": {"method": {**GOSSIP, "name": "dec_ditto", "node_dropout": 0.3}, "optimizer": ADAMW},
+    "dec_apfl": {"method": {**GOSSIP, "name": "dec_apfl", "alpha_lr": 1.0}, "optimizer": {"momentum": 0.9}},
     "fed_soft": {"method": {**PARTIAL, "name": "fed_soft", "estimate_every": 2}, "optimizer": ADAMW},
     "ifca": {"method": {**PARTIAL, "name": "ifca"}, "optimizer": ADAMW},
     "local_only": {

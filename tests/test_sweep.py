@@ -129,6 +129,8 @@ def test_methods_on_one_budget():
         "fed_soft",
         "ditto",
         "apfl",
+        "dec_ditto",
+        "dec_apfl",
         "collaboration_graph",
         "local_only",
     } <= set(names(sweep))
@@ -149,6 +151,10 @@ def test_methods_on_one_budget():
     assert rounds["fed_soft"] == 36  # of 40 rounds one sends a model, 8 send three, 31 two: 40 x 80 / 87
     assert rounds["ifca"] == 27  # two models to fetch, but for the first round
     assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
+    adapters = base.replace({"policy": {"model": "builtin:tiny", "train": "lora"}})
+    assert set(names(study("methods", adapters, [0]))) - set(names(sweep)) == {"fed_per"}
+    frozen = adapters.replace({"policy.lora": {"mixing": "freeze_a"}})
+    assert "fed_per" not in names(study("methods", frozen, [0]))
     below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})
     assert set(names(sweep)) - set(names(study("methods", below_0, [0]))) == {"q_fed_avg"}
     with pytest.raises(InputError, match="unknown name 'scafold'"):

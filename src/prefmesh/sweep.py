@@ -221,6 +221,8 @@ def _methods(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[st
     """Every kind of method on the same data, none with more bytes or more local steps than FedDPO has in the config's rounds."""
     agents, steps = _agents(config), _steps(config)
     known = _method_settings(agents, steps["rounds"])
+    if config.policy.lora_mixing == "factors":
+        known["fed_per"] = ("FedSA-LoRA", {"name": "fed_per"})
     for name in values or []:
         if name not in known:
             raise unknown_name("--values", name, known)
@@ -272,6 +274,8 @@ def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str,
         "fed_soft": ("FedSoft", {"name": "fed_soft"}),
         "ditto": ("Ditto", {"name": "ditto"}),
         "apfl": ("APFL", {"name": "apfl"}),
+        "dec_ditto": ("Ditto, ring", ring | {"name": "dec_ditto"}),
+        "dec_apfl": ("APFL, ring", ring | {"name": "dec_apfl"}),
         "collaboration_graph": (
             "Collaboration graph",
             {"name": "collaboration_graph", "graph": "exponential", "weights": "uniform"},

@@ -1,4 +1,4 @@
-"""Policies beside, among and within the server's: Ditto, APFL, IFCA, FedSoft, FedPer."""
+"""Policies beside, among and within the one that is mixed: Ditto, APFL, IFCA, FedSoft, FedPer; without a server, too."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ OPTIMIZER = {"name": "adamw", "lr": 0.05, "batch_size": 4}
 LAST = ["*.h.1.*"]
 """The tiny GPT-2's second layer of two."""
 
+LOSSY = {"node_dropout": 0.4}
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ifca": ("log_linear", {"name": "ifca", "warm_rounds": 2}),
     "fed_soft": ("log_linear", {"name": "fed_soft", "estimate_every": 2}),
@@ -38,6 +39,17 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ditto": ("log_linear", {"name": "ditto"}),
     "ditto, compressed": ("log_linear", {"name": "ditto", "compression": [{"name": "top_k", "share": 0.4}]}),
     "apfl": ("log_linear", {"name": "apfl", "alpha": 0.5, "alpha_lr": 2.0}),
+    "dec_ditto": ("log_linear", {"name": "dec_ditto", **LOSSY}),
+    "dec_ditto, compressed": (
+        "log_linear",
+        {"name": "dec_ditto", "compression": ["int8"], "consensus_step": 0.5},
+    ),
+    "dec_apfl": ("log_linear", {"name": "dec_apfl", "alpha": 0.5, "alpha_lr": 2.0, **LOSSY}),
+    "dec_per": ("lora", {"name": "dec_per", **LOSSY}),
+    "dec_per, compressed": (
+        "lora",
+        {"name": "dec_per", "personal": LAST, "compression": ["int8"], "consensus_step": 0.5},
+    ),
     "fed_per": ("lora", {"name": "fed_per"}),
     "fed_per, compressed": (
         "lora",
@@ -56,7 +68,8 @@ def go(name: str, *, rounds: int, **settings: Any) -> np.ndarray:
 def learner(way: str, rounds: int = 4, agents_per_pass: int | None = None, **changes: Any) -> Learner:
     kind, settings = WAYS[way]
     on = problems.problem(kind, sum(SIZES))
-    settings = {"rounds": rounds, "local_steps": 2, "participation": 3} | settings | changes
+    some = {} if way.startswith("dec") else {"participation": 3}
+    settings = {"rounds": rounds, "local_steps": 2} | some | settings | changes
     return problems.learner(
         on, SIZES, settings, OPTIMIZER, weights="by_size", agents_per_pass=agents_per_pass
     )
@@ -68,17 +81,21 @@ def ended(made: Learner) -> tuple[State, Params]:
     return state, made.method.policies(state)
 
 
+MIXED = {"": np.full((6, 6), 1 / 6), "dec_": sum(np.roll(np.eye(6), k, axis=1) for k in (-1, 0, 1)) / 3}
+"""What is made of agents' common models: a server's mean, or on a ring a third of each neighbour's and of one's own."""
+
+
 class TestDitto:
-    def test_by_hand(self) -> None:
-        theta, own = np.zeros(3), np.zeros((6, 3))
+    @pytest.mark.parametrize("by", MIXED)
+    def test_by_hand(self, by: str) -> None:
+        theta, own = np.zeros((6, 3)), np.zeros((6, 3))
         for _ in range(4):
             for _ in range(3):
                 own = own - LR * (PROBLEM.agent_gradients(own) + 0.7 * (own - theta))
-            rows = np.tile(theta, (6, 1))
             for _ in range(3):
-                rows = rows - LR * PROBLEM.agent_gradients(rows)
-            theta = rows.mean(0)
-        found = go("ditto", rounds=4, local_steps=3, proximity=0.7)
+                theta = theta - LR * PROBLEM.agent_gradients(theta)
+            theta = MIXED[by] @ theta
+        found = go(f"{by}ditto", rounds=4, local_steps=3, proximity=0.7)
         np.testing.assert_allclose(found, own, rtol=0, atol=1e-13)
 
     def test_its_ends(self) -> None:
@@ -91,20 +108,21 @@ class TestDitto:
 
 
 class TestAPFL:
+    @pytest.mark.parametrize("by", MIXED)
     @pytest.mark.parametrize("alpha_lr", [0.0, 3.0])
-    def test_by_hand(self, alpha_lr: float) -> None:
+    def test_by_hand(self, alpha_lr: float, by: str) -> None:
         """Both models step by step, on the mixture's gradient and on w's own; alpha in each round's first step."""
-        theta, own, alpha = np.zeros(3), np.zeros((6, 3)), np.full((6, 1), 0.3)
+        theta, own, alpha = np.zeros((6, 3)), np.zeros((6, 3)), np.full((6, 1), 0.3)
         for _ in range(5):
-            w = np.tile(theta, (6, 1))
+            w = theta
             for step in range(3):
                 gradient = PROBLEM.agent_gradients(alpha * own + (1 - alpha) * w)
                 slope = ((own - w) * gradient).sum(1, keepdims=True)
                 own, w = own - LR * alpha * gradient, w - LR * PROBLEM.agent_gradients(w)
                 if step == 0:
                     alpha = np.clip(alpha - alpha_lr * slope, 0, 1)
-            theta = w.mean(0)
-        found = go("apfl", rounds=5, local_steps=3, alpha=0.3, alpha_lr=alpha_lr)
+            theta = MIXED[by] @ w
+        found = go(f"{by}apfl", rounds=5, local_steps=3, alpha=0.3, alpha_lr=alpha_lr)
         np.testing.assert_allclose(found, alpha * own + (1 - alpha) * theta, rtol=0, atol=1e-13)
         assert (np.ptp(alpha) > 0.01) == bool(alpha_lr)
 
@@ -215,6 +233,22 @@ class TestFedPer:
             torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-14)
         assert len(acting) == 2
 
+    def test_a_round_without_a_server(self) -> None:
+        """On a path of three, whose middle takes a third of each; with unequal weights updates are scaled first."""
+        on, sizes, ends = problems.problem("lora", 20), [4, 6, 10], []
+        for settings in ({"name": "local_only"}, {"name": "dec_per", "personal": LAST, "graph": "path"}):
+            made = problems.learner(on, sizes, settings | {"local_steps": 2}, OPTIMIZER, weights="by_size")
+            ends.append(problems.go(made, rounds=1)[0].theta)
+        alone, found = ends
+        start, scale = on.policy.initial(0), torch.tensor([0.6, 0.9, 1.5], dtype=torch.float64)
+        w = torch.tensor([[2, 1, 0], [1, 1, 1], [0, 1, 2]], dtype=torch.float64) / 3
+        for name, tensor in found.items():
+            expected = alone[name]
+            if ".h.1." not in name:
+                moved = start[name] + scale[:, None, None] * (alone[name] - start[name])
+                expected = torch.tensordot(w, moved, 1)
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-14)
+
     def test_bytes_are_those_of_what_is_shared(self) -> None:
         made = learner("fed_per", participation=3)
         row = made.problem.policy.initial(0)
@@ -268,15 +302,17 @@ class TestAll:
         made = learner(way)
         method = made.method
         state = made.begin(made.problem.policy.initial(0))
+        waited = 0
         for round_ in range(1, 5):
             before = {f"own/{k}": v.clone() for k, v in state.theta.items() if v.stride(0) != 0}
             before |= {k: v.clone() for k, v in state.memory.items() if k.startswith(("own", "alpha"))}
             state, _ = made.round(state, round_)
             out = np.setdiff1d(np.arange(4), method.participants(round_))
             after = {f"own/{k}": v for k, v in state.theta.items()} | state.memory
-            assert len(out) == 1
+            waited += len(out)
             if "ifca" not in way:
                 assert all(torch.equal(after[k][out], v[out]) for k, v in before.items())
+        assert (waited > 0) == (not way.startswith("dec") or "compressed" not in way)
         policies = method.policies(state)
         assert any((tensor[0] != tensor[1]).any() or (tensor[0] != tensor[2]).any() for tensor in policies.values())  # fmt: skip
         assert all(tensor.shape[0] == 4 for tensor in policies.values())
@@ -304,7 +340,10 @@ def figures(name: str, groups: int, seed: int) -> tuple[float, list[int]]:
 class TestTown:
     """12 users, 15 rounds. A seed's figure is of 360 held-out pairs: 1.8 points of chance where it is 86 %."""
 
-    @pytest.mark.parametrize(("name", "seeds"), [("ifca", 5), ("fed_soft", 5), ("ditto", 2), ("apfl", 2)])
+    @pytest.mark.parametrize(
+        ("name", "seeds"),
+        [("ifca", 5), ("fed_soft", 5), ("ditto", 2), ("apfl", 2), ("dec_ditto", 2), ("dec_apfl", 2)],
+    )
     def test_where_groups_are_opposed_ten_points(self, name: str, seeds: int) -> None:
         """In every seed."""
         for seed in range(seeds):
@@ -313,7 +352,7 @@ class TestTown:
             if name == "ifca":  # residents are dealt to groups in turn: an adjusted Rand index of 1
                 assert groups in ([0, 1] * 6, [1, 0] * 6)
 
-    @pytest.mark.parametrize("name", ["ifca", "fed_soft", "ditto", "apfl"])
+    @pytest.mark.parametrize("name", ["ifca", "fed_soft", "ditto", "apfl", "dec_ditto", "dec_apfl"])
     def test_where_all_agree_one_point_is_lost_at_most(self, name: str) -> None:
         """In the mean of three seeds."""
         gains = [figures(name, 0, seed)[0] - figures("fed_dpo", 0, seed)[0] for seed in range(3)]
@@ -344,6 +383,7 @@ def test_refused(settings: dict, said: str) -> None:
         {"name": "fed_soft", "least_share": 0.0},
         {"name": "fed_soft", "mixtures": "best"},
         {"name": "apfl", "alpha": 1.5},
+        {"name": "dec_apfl", "participation": 2},
         {"name": "ditto", "proximity": -0.1},
         {"name": "fed_per", "personal": []},
         {"name": "fed_per", "personal": "*.lora_B"},
@@ -357,7 +397,9 @@ def test_refused_as_they_are_written(settings: dict) -> None:
         ExperimentConfig.parse(town(2, 3.0, name="fed_dpo").plain() | {"method": settings})
 
 
-@pytest.mark.parametrize("name", ["ifca", "fed_soft", "ditto", "apfl", "fed_per", "clustered"])
+@pytest.mark.parametrize(
+    "name", ["ifca", "fed_soft", "ditto", "apfl", "fed_per", "clustered", "dec_ditto", "dec_apfl", "dec_per"]
+)
 @pytest.mark.parametrize("mixing", ["alternate", "product"])
 def test_what_of_lora_is_averaged_is_refused(name: str, mixing: str) -> None:
     """What would have to be done to own models too, or to several."""

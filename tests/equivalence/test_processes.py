@@ -133,6 +133,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {**FED, "name": "apfl", "compression": [{"name": "top_k", "share": 0.3}]},
         "optimizer": {"momentum": 0.9},
     },
+    "Ditto on a ring": {
+        "method": {**DEC, "name": "dec_ditto", "proximity": 0.3, "node_dropout": 0.3},
+        "optimizer": ADAMW,
+        "objective": {"weights": "by_size"},
+    },
+    "APFL on a ring": {"method": {**DEC, "name": "dec_apfl", "alpha_lr": 1.0}, "optimizer": ADAMW},
     "alone": {"method": {"name": "local_only", "rounds": 5}, "optimizer": ADAMW},
 }
 LORA = (
@@ -164,6 +170,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
             "compression": [{"name": "random_k", "share": 0.3}],
         },
     },
+    "FedSA-LoRA on a ring": {"method": {**DEC, "name": "dec_per", "node_dropout": 0.3}},
 }
 """Those that need tensors to tell apart."""
 CORRECTED: dict[str, dict[str, Any]] = {

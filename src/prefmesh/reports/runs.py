@@ -23,6 +23,9 @@ PERSONAL = (
     "apfl",
     "fed_per",
     "collaboration_graph",
+    "dec_ditto",
+    "dec_apfl",
+    "dec_per",
 )
 """Methods whose result is each agent's own policy, for runs that have no summary yet."""
 

@@ -8,6 +8,8 @@ so the mixture follows w_i step by step (which costs E copies of w_i in a pass).
 FedDPO, alpha = 1 everybody alone. With `alpha_lr`, alpha_i learns too (the paper's adaptive rule), once a round, with the first step:
 
     alpha_i <- alpha_i - alpha_lr <v_i - w_i, grad f_i(vbar_i)>,      cut to 0 .. 1
+
+`dec_apfl` is the same without a server: w_i starts at theta_i, and is mixed as DecDPO's.
 """
 
 import numpy as np
@@ -16,14 +18,15 @@ from jaxtyping import Int
 from pydantic import Field
 
 from prefmesh.algorithms.local_rule import Practice, Steps
-from prefmesh.algorithms.methods.base import method
+from prefmesh.algorithms.methods.base import MethodSettings, method
 from prefmesh.algorithms.methods.beside import Beside
-from prefmesh.algorithms.methods.server import ServerSettings
+from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
+from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State, put, rows, spread
 from prefmesh.policies.base import Params
 
 
-class APFLSettings(ServerSettings):
+class InterpolatedSettings(MethodSettings):
     """What of a policy is an agent's own."""
 
     alpha: float = Field(default=0.25, ge=0, le=1)
@@ -32,12 +35,10 @@ class APFLSettings(ServerSettings):
     """The step size of each agent's alpha, which has a step a round; 0: alpha stays."""
 
 
-@method("apfl")
-class APFL(Beside):
-    """A server, own models, and how much each agent takes of them (`memory`: alpha)."""
+class Interpolated(Beside):
+    """Own models, and how much each agent takes of them (`memory`: alpha)."""
 
-    Settings = APFLSettings
-    settings: APFLSettings
+    settings: InterpolatedSettings
 
     def begin(self, row: Params) -> State:
         """All take alpha of their own."""
@@ -87,9 +88,31 @@ class APFL(Beside):
     def policies(self, state: State) -> Params:
         """alpha_i v_i + (1 - alpha_i) theta, as agents heard it."""
         everybody = np.arange(self.mesh.first, self.mesh.last)
-        server = self.start(state, self.settings.rounds, everybody)
-        return _mixture(state.memory["alpha"], self.own(state), server)
+        common = self.start(state, self.settings.rounds, everybody)
+        return _mixture(state.memory["alpha"], self.own(state), common)
 
 
-def _mixture(alpha: torch.Tensor, own: Params, server: Params) -> Params:
-    return {name: w + spread(alpha, w) * (own[name] - w) for name, w in server.items()}
+class APFLSettings(InterpolatedSettings, ServerSettings):
+    """What of a policy is an agent's own, and who takes part."""
+
+
+@method("apfl")
+class APFL(Interpolated, Server):
+    """The rest is a server's."""
+
+    Settings = APFLSettings
+
+
+class DecAPFLSettings(InterpolatedSettings, DecDPOSettings):
+    """What of a policy is an agent's own, and who talks to whom."""
+
+
+@method("dec_apfl")
+class DecAPFL(Interpolated, DecDPO):
+    """The rest is what neighbours agree on."""
+
+    Settings = DecAPFLSettings
+
+
+def _mixture(alpha: torch.Tensor, own: Params, common: Params) -> Params:
+    return {name: w + spread(alpha, w) * (own[name] - w) for name, w in common.items()}

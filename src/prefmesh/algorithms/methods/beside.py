@@ -1,4 +1,4 @@
-"""A server, and beside it everybody's own model: what Ditto and APFL share."""
+"""Beside the model that is mixed, a server's or gossip's, everybody's own: what Ditto and APFL share."""
 
 from abc import abstractmethod
 
@@ -6,15 +6,15 @@ import numpy as np
 from jaxtyping import Int
 
 from prefmesh.algorithms.local_rule import Practice, Steps
-from prefmesh.algorithms.methods.server import Server
+from prefmesh.algorithms.methods.base import Method
 from prefmesh.algorithms.state import State, copies, put, rows
 from prefmesh.policies.base import Params
 
 
-class Beside(Server):
-    """Participants train the server's model and their own on the same pairs. Own models v_i are in `memory`, and never leave.
+class Beside(Method):
+    """Participants train the mixed model and their own on the same pairs. Own models v_i are in `memory`, and never leave.
 
-    The measures of a round are those of the server's model in its local steps, as FedDPO's.
+    Stands before the method that mixes, among a class's bases. The measures of a round are those of the mixed model in its local steps.
     """
 
     one_policy = False
@@ -23,8 +23,13 @@ class Beside(Server):
     beside = ("own",)
     in_turn = False
 
+    @property
+    def averages(self) -> bool:
+        """What is done with the mixed models would have to be done with own ones, too."""
+        return False
+
     def begin(self, row: Params) -> State:
-        """All own models start where the server's does."""
+        """All own models start where the mixed one does."""
         state = super().begin(row)
         state.memory |= {
             f"own/{name}": tensor for name, tensor in copies(dict(row), self.mesh.hosted).items()
@@ -49,4 +54,4 @@ class Beside(Server):
     def both(
         self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
     ) -> Steps:
-        """E steps in place of the server's model, from `theta` (some, ...), and of `own`; what those of the server's left."""
+        """E steps in place of the mixed model, from `theta` (some, ...), and of `own`; what those of the mixed one left."""

@@ -4,6 +4,8 @@
 
 theta^r is where i starts the round. Agents use v_i, which minimises f_i(v) + lambda/2 ||v - theta||^2 (eq. 1): lambda = 0 is everybody
 alone, and a large one the server's policy. With SGD, lr lambda must stay below 2.
+
+`dec_ditto` is the same without a server: theta_i is DecDPO's, agent i's own estimate of the common model.
 """
 
 import numpy as np
@@ -11,25 +13,25 @@ from jaxtyping import Int
 from pydantic import Field
 
 from prefmesh.algorithms.local_rule import Practice, Steps, held_to
-from prefmesh.algorithms.methods.base import method
+from prefmesh.algorithms.methods.base import MethodSettings, method
 from prefmesh.algorithms.methods.beside import Beside
-from prefmesh.algorithms.methods.server import ServerSettings
+from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
+from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State
 from prefmesh.policies.base import Params
 
 
-class DittoSettings(ServerSettings):
-    """`proximity`: lambda, how strongly own models are held to the server's; 0 is everybody alone."""
+class HeldSettings(MethodSettings):
+    """What own models are held by."""
 
     proximity: float = Field(default=0.05, ge=0)
+    """lambda, how strongly own models are held to the common one; 0 is everybody alone."""
 
 
-@method("ditto")
-class Ditto(Beside):
-    """A server, and own models that do not go far from it."""
+class Held(Beside):
+    """Own models that do not go far from the one that is mixed."""
 
-    Settings = DittoSettings
-    settings: DittoSettings
+    settings: HeldSettings
 
     def both(
         self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
@@ -41,3 +43,25 @@ class Ditto(Beside):
     def policies(self, state: State) -> Params:
         """v_i."""
         return self.own(state)
+
+
+class DittoSettings(HeldSettings, ServerSettings):
+    """How strongly own models are held, and who takes part."""
+
+
+@method("ditto")
+class Ditto(Held, Server):
+    """Held to a server's model."""
+
+    Settings = DittoSettings
+
+
+class DecDittoSettings(HeldSettings, DecDPOSettings):
+    """How strongly own models are held, and who talks to whom."""
+
+
+@method("dec_ditto")
+class DecDitto(Held, DecDPO):
+    """Held to what neighbours agree on."""
+
+    Settings = DecDittoSettings

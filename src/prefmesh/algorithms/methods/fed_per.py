@@ -4,7 +4,8 @@
     server:        theta^{r+1} <- FedDPO's of the theta_i;      v_i stays at agent i
 
 `personal: ["*.11.*"]` is FedPer with a last layer of one's own. `personal: ["*.lora_B"]` is FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463):
-factors A are shared, B are not. Only what is shared is sent, and counted.
+factors A are shared, B are not. Only what is shared is sent, and counted. `dec_per` is the same without a server: what is shared is mixed
+as DecDPO's.
 """
 
 from collections.abc import Iterable
@@ -14,37 +15,42 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
-from prefmesh.algorithms.methods.base import Method, method
+from prefmesh.algorithms.consensus import Weighted
+from prefmesh.algorithms.methods.base import Method, MethodSettings, method
+from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
 from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State, copies, put
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params
 
 
-class FedPerSettings(ServerSettings):
+class SharedSettings(MethodSettings):
     """Which tensors are everybody's own."""
 
     personal: list[str] = Field(default=["*.lora_B"], min_length=1)
     """Shell patterns of names of tensors that no agent shares, such as ["*.lora_B"], or ["*.11.*"] for one layer."""
 
 
-@method("fed_per")
-class FedPer(Server):
-    """A server of some tensors; the others are rows of Theta of their own."""
+class Shared(Method):
+    """Some tensors are mixed; the others are rows of Theta of their own. Stands before the method that mixes, among a class's bases."""
 
-    Settings = FedPerSettings
-    settings: FedPerSettings
+    settings: SharedSettings
     one_policy = False
     one_row = False
     agents_remember = True
     in_turn = False
+
+    @property
+    def averages(self) -> bool:
+        """Not whole models."""
+        return False
 
     def is_personal(self, name: str) -> bool:
         """Whether a tensor of that name stays where it is."""
         return any(fnmatchcase(name, pattern) for pattern in self.settings.personal)
 
     def shared(self, params: Params) -> Params:
-        """What the server sees."""
+        """What is mixed."""
         return {name: tensor for name, tensor in params.items() if not self.is_personal(name)}
 
     def begin(self, row: Params) -> State:
@@ -72,18 +78,49 @@ class FedPer(Server):
             )
 
     def start(self, state: State, round_: int, agents: Int[np.ndarray, " some"]) -> Params:
-        """At the server's tensors and their own."""
+        """At what they share and at what is their own."""
         served = State.of(self.shared(state.theta), shards=self.population.shards)
         served.memory = state.memory
         return Method.start(self, state, round_, agents) | super().start(served, round_, agents)
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
-        """The server's step for what is shared."""
+        """What is shared is mixed; who acted keeps what it reached of its own."""
         own = {name: end.pop(name) for name in list(end) if self.is_personal(name)}
+        names, kept = list(state.theta), {name: state.theta[name] for name in own}
+        state.theta = self.shared(state.theta)
         state = super().mix(state, round_, agents, end)
-        put({name: state.theta[name] for name in own}, self.mesh.rows(agents), own)
+        put(kept, self.mesh.rows(agents), own)
+        state.theta = {name: {**state.theta, **kept}[name] for name in names}
         return state
+
+    def meant(
+        self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params
+    ) -> Weighted | None:
+        """No average of whole models."""
+        return None
 
     def message_bytes(self, row: Params) -> int:
         """Of what is shared."""
         return super().message_bytes(self.shared(row))
+
+
+class FedPerSettings(SharedSettings, ServerSettings):
+    """Which tensors are everybody's own, and who takes part."""
+
+
+@method("fed_per")
+class FedPer(Shared, Server):
+    """Shared through a server."""
+
+    Settings = FedPerSettings
+
+
+class DecPerSettings(SharedSettings, DecDPOSettings):
+    """Which tensors are everybody's own, and who talks to whom."""
+
+
+@method("dec_per")
+class DecPer(Shared, DecDPO):
+    """Shared with neighbours."""
+
+    Settings = DecPerSettings
