@@ -12,7 +12,8 @@ from prefmesh import sweep as sweeping
 from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.errors import InputError
 from prefmesh.interruption import Interrupted
-from prefmesh.sweep import Sweep, Variant, comparison, paired_differences, run_sweep, study
+from prefmesh.studies import Sweep, Variant, comparison, study
+from prefmesh.sweep import paired_differences, run_sweep
 from tests.runs import FILE, ROWS, TINY, TOWN, config, contents, prefmesh, write_jsonl, write_yaml
 
 SHORT = config(TOWN, method={"name": "dec_dpo", "rounds": 2, "graph": "star"})

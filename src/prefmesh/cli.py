@@ -71,7 +71,8 @@ def compare(
     \b
     Example: prefmesh compare examples/town.yaml --seeds 0,1,2
     """
-    from prefmesh.sweep import asked, comparison
+    from prefmesh.studies import comparison
+    from prefmesh.sweep import asked
 
     load_plugins(plugin)
     wanted = _asked("compare", config, out, override, seeds, resume, asked)
@@ -106,7 +107,7 @@ def study(
     Example: prefmesh study topology examples/town.yaml --values ring,star,complete
     Example: prefmesh study paper examples/town.yaml
     """
-    from prefmesh import sweep
+    from prefmesh import studies, sweep
     from prefmesh.errors import InputError
     from prefmesh.paper import paper_seeds
 
@@ -123,7 +124,7 @@ def study(
         return
     given = listed(values) if values else None
     wanted = _asked(f"study-{name}", config, out, override, seeds, resume, sweep.asked)
-    _sweep(lambda a: sweep.study(name, a.settings, a.seeds, given or a.values), wanted, json)
+    _sweep(lambda a: studies.study(name, a.settings, a.seeds, given or a.values), wanted, json)
 
 
 @app.command(short_help="A graph's mixing matrix, its spectrum, and a drawing.")

@@ -10,7 +10,8 @@ from prefmesh.errors import InputError
 from prefmesh.metrics import new_directory, refuse_taken, write_json, write_text
 from prefmesh.reports.paper import write_paper_page
 from prefmesh.run import Listener
-from prefmesh.sweep import Sweep, comparison, run_sweep, study
+from prefmesh.studies import Sweep, comparison, study
+from prefmesh.sweep import run_sweep
 
 GRAPHS = ("path", "ring", "star", "complete")
 """The paper's own; a study of graphs alone has more."""

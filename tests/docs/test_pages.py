@@ -19,7 +19,7 @@ from prefmesh.preferences.reading import read
 from prefmesh.preferences.settings import Partition, PreferencesSettings, PresetName
 from prefmesh.reports.tables import COLUMNS
 from prefmesh.run import run
-from prefmesh.sweep import STUDIES
+from prefmesh.studies import STUDIES
 from prefmesh.topology.registry import GRAPHS
 from prefmesh.topology.weights import WEIGHTS
 from tests.docs.conftest import ROOT
