@@ -78,10 +78,10 @@ def study(
     """
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)
-    return replace(STUDIES[name](config, seeds, values), values=values)
+    return replace(STUDIES[name](config, values), seeds=seeds, values=values)
 
 
-def _local_steps(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _local_steps(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     method = _method(config, "fed_dpo", "dec_dpo")
     steps = _integers("local-steps", values or ["1", "3", "6"])
     variants = [
@@ -93,11 +93,10 @@ def _local_steps(config: ExperimentConfig, seeds: Sequence[int], values: Sequenc
         kind="study",
         variants=variants,
         x_label="local steps E",
-        seeds=seeds,
     )
 
 
-def _participation(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _participation(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     method = _method(config, "fed_dpo")
     agents = _agents(config)
     default = sorted({1, max(1, round(0.6 * agents)), agents})
@@ -116,11 +115,10 @@ def _participation(config: ExperimentConfig, seeds: Sequence[int], values: Seque
         kind="study",
         variants=variants,
         x_label="participants S",
-        seeds=seeds,
     )
 
 
-def _staleness(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _staleness(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     method = _method(config, "fed_dpo")
     ages = _integers("staleness", values or ["0", "2", "5"])
     variants = [
@@ -132,11 +130,10 @@ def _staleness(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[
         kind="study",
         variants=variants,
         x_label="staleness q_max (rounds)",
-        seeds=seeds,
     )
 
 
-def _topology(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _topology(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     method = _method(config, "dec_dpo")
     agents = _agents(config)
     wanted = values or [
@@ -167,11 +164,10 @@ def _topology(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[s
         kind="study",
         variants=variants,
         x_label="spectral gap 1 - rho",
-        seeds=seeds,
     )
 
 
-def _heterogeneity(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _heterogeneity(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     """Simulated users: how much of their taste is their own. Real ones: Dirichlet shards over the user, alpha falling."""
     town = config.preferences.simulated
     levels = _numbers(
@@ -204,12 +200,10 @@ def _heterogeneity(config: ExperimentConfig, seeds: Sequence[int], values: Seque
                 )
             )
     x_label = "heterogeneity h of tastes" if town else "Dirichlet alpha (small: agents differ)"
-    return Sweep(
-        title="Heterogeneity of users", kind="study", variants=variants, x_label=x_label, seeds=seeds
-    )
+    return Sweep(title="Heterogeneity of users", kind="study", variants=variants, x_label=x_label)
 
 
-def _methods(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _methods(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     """Every kind of method on the same data, none with more bytes or more local steps than FedDPO has in the config's rounds."""
     agents, steps = _agents(config), _steps(config)
     known = _method_settings(agents, steps["rounds"])
@@ -230,9 +224,7 @@ def _methods(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[st
                 raise
             continue  # a default one that does not fit so many agents, or the objective
         variants.append(Variant(name=name, label=label, changes=changes))
-    return Sweep(
-        title=f"Methods on one budget, {agents} agents", kind="compare", variants=variants, seeds=seeds
-    )
+    return Sweep(title=f"Methods on one budget, {agents} agents", kind="compare", variants=variants)
 
 
 def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -292,7 +284,7 @@ def _affordable(settings: dict[str, Any], agents: int) -> int:
     return min(rounds * (rounds * 2 * agents) // sent, rounds * (rounds * agents) // steps)
 
 
-def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _lora_mixing(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     """What of LoRA is averaged, by a server and on a ring."""
     if config.policy.lora_mixing is None:
         raise InputError(
@@ -320,7 +312,7 @@ def _lora_mixing(config: ExperimentConfig, seeds: Sequence[int], values: Sequenc
         # Residuals take a server, and a base that bears them.
         if mixing != "residual" or (key == "fed_dpo" and (values or _fits(config, mixing)))
     ]
-    return Sweep(title="What of LoRA is averaged", kind="compare", variants=variants, seeds=seeds)
+    return Sweep(title="What of LoRA is averaged", kind="compare", variants=variants)
 
 
 def _fits(config: ExperimentConfig, mixing: str) -> bool:
@@ -331,7 +323,7 @@ def _fits(config: ExperimentConfig, mixing: str) -> bool:
     return True
 
 
-def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str] | None) -> Sweep:
+def _folds(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     if not config.evaluation.held_out:
         raise InputError(
             "evaluation.held_out: found 0; allowed for this study: a share above 0, 0.2 for five folds"
@@ -347,12 +339,10 @@ def _folds(config: ExperimentConfig, seeds: Sequence[int], values: Sequence[str]
         Variant(name=f"fold_{k}", label=f"fold {k}", x=float(k), changes={"evaluation.fold": k})
         for k in folds
     ]
-    return Sweep(
-        title="Folds: each pair held out once", kind="study", variants=variants, x_label="fold", seeds=seeds
-    )
+    return Sweep(title="Folds: each pair held out once", kind="study", variants=variants, x_label="fold")
 
 
-STUDIES: dict[str, Callable[[ExperimentConfig, Sequence[int], Sequence[str] | None], Sweep]] = {
+STUDIES: dict[str, Callable[[ExperimentConfig, Sequence[str] | None], Sweep]] = {
     "local-steps": _local_steps,
     "participation": _participation,
     "topology": _topology,

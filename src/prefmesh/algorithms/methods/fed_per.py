@@ -19,7 +19,7 @@ from prefmesh.algorithms.consensus import Weighted
 from prefmesh.algorithms.methods.base import Method, MethodSettings, method
 from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
 from prefmesh.algorithms.methods.server import Server, ServerSettings
-from prefmesh.algorithms.state import State, copies, put
+from prefmesh.algorithms.state import State, copies, put, rows
 from prefmesh.errors import InputError
 from prefmesh.policies.base import Params
 
@@ -53,13 +53,15 @@ class Shared(Method):
         """What is mixed."""
         return {name: tensor for name, tensor in params.items() if not self.is_personal(name)}
 
+    def own(self, params: Params) -> Params:
+        """What stays."""
+        return {name: tensor for name, tensor in params.items() if self.is_personal(name)}
+
     def begin(self, row: Params) -> State:
         """All start equal. Raises `InputError` where a pattern is of no tensor, or all tensors are personal."""
         self._refuse(row)
         state = super().begin(self.shared(row))
-        own = copies(
-            {name: tensor for name, tensor in row.items() if self.is_personal(name)}, self.mesh.hosted
-        )
+        own = copies(self.own(row), self.mesh.hosted)
         state.theta = {name: {**state.theta, **own}[name] for name in row}
         return state
 
@@ -81,12 +83,12 @@ class Shared(Method):
         """At what they share and at what is their own."""
         served = State.of(self.shared(state.theta), shards=self.population.shards)
         served.memory = state.memory
-        return Method.start(self, state, round_, agents) | super().start(served, round_, agents)
+        return rows(self.own(state.theta), self.mesh.rows(agents)) | super().start(served, round_, agents)
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """What is shared is mixed; who acted keeps what it reached of its own."""
-        own = {name: end.pop(name) for name in list(end) if self.is_personal(name)}
-        names, kept = list(state.theta), {name: state.theta[name] for name in own}
+        own = {name: end.pop(name) for name in self.own(end)}
+        names, kept = list(state.theta), self.own(state.theta)
         state.theta = self.shared(state.theta)
         state = super().mix(state, round_, agents, end)
         put(kept, self.mesh.rows(agents), own)
