@@ -35,6 +35,7 @@ from prefmesh.preferences.settings import PreferencesSettings
 from prefmesh.preferences.texts import spoken
 from prefmesh.preferences.tokens import TokenPairs
 from prefmesh.preferences.town import Town
+from prefmesh.threads import use_threads
 
 Say = Callable[[str], None]
 
@@ -85,7 +86,7 @@ def prepare(
     agents' pairs, and where one refuses, all do. torch has the config's threads from here on.
     """
     if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
+        use_threads(config.runtime.threads)
     share = group.together(lambda: read_share(config, group.rank, say))
     counts = None
     if group.size > 1 and not config.preferences.shared:

@@ -149,7 +149,8 @@ def test_losses_and_log_probabilities_are_trls(family, objective, dtype, toleran
         objective=ObjectiveSettings(beta=BETA, **objective),
     )
     found = score(on, row, np.arange(PAIRS))
-    assert found.loss == pytest.approx(alone, rel=tolerance)
+    # On the batch's scale: IPO's least loss is the square of a small difference of log-probabilities, and has their rounding.
+    assert found.loss == pytest.approx(alone, rel=tolerance, abs=tolerance * float(np.mean(np.abs(alone))))
     mean = torch.full((1, PAIRS), 1 / PAIRS, dtype=getattr(torch, dtype))
     loss, _, _ = loss_and_gradient(on, row, np.arange(PAIRS)[None], mean)
     assert float(loss) == pytest.approx(together, rel=tolerance)
