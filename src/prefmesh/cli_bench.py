@@ -1,13 +1,16 @@
 """The command that measures speed. Merged into `prefmesh` by `cli.py`."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prefmesh.cli_options import AsJson, Config, Overrides, Plugins, load, load_plugins
+from prefmesh.cli_options import AsJson, Config, Overrides, Plugins, Processes, load, load_plugins
 
 bench_commands = typer.Typer(rich_markup_mode=None)
+LONGEST_TURN = 24 * 3600
+"""Seconds that processes wait for the one that does a rival's rounds."""
 
 
 @bench_commands.command(short_help="How fast this machine does an experiment's rounds.")
@@ -28,24 +31,49 @@ def bench(
         typer.Option("--profile", metavar="FILE.json", help="Write a trace of one round (chrome://tracing)."),
     ] = None,
     override: Overrides = None,
+    processes: Processes = None,
     plugin: Plugins = None,
     json: AsJson = False,
 ) -> None:
     """Measure an experiment's rounds: pairs and tokens per second, share of the machine's peak, memory, and others on the same work.
 
+    Others are given all threads of the processes that share our agents.
+
     \b
     Example: prefmesh bench examples/town.yaml --against peft --against single
+    Example: prefmesh bench examples/town.yaml --against peft --processes 2
     """
     from prefmesh import terminal
     from prefmesh.bench.benchmark import bench as measure
     from prefmesh.bench.benchmark import table
     from prefmesh.bench.contest import Schedule
+    from prefmesh.launch import launch
+    from prefmesh.mesh.torch_group import join, launched
 
     load_plugins(plugin)
-    settings = load(config, override)
-    with terminal.progress() as listener:
-        say = listener("bench").stage
-        found = measure(settings, against or [], Schedule(turns=turns, rounds=rounds), trace=profile, say=say)
+    started = launched()
+    asked = started or processes
+    settings = load(config, [*(override or []), *([f"runtime.processes={asked}"] if asked else [])])
+    if settings.runtime.processes > 1 and not started:
+        arguments = ["bench", str(config), "--turns", str(turns), "--rounds", str(rounds)]
+        for option, values in (("--against", against), ("-o", override), ("--plugin", plugin)):
+            arguments += [word for value in values or [] for word in (option, str(value))]
+        arguments += [*(["--profile", str(profile)] if profile else []), *(["--json"] if json else [])]
+        raise SystemExit(launch(settings.runtime.processes, arguments, limit=settings.runtime.timeout))
+    with (
+        closing(join(LONGEST_TURN, settings.runtime.torch_device())) as group,
+        terminal.progress(shown=group.rank == 0) as listener,
+    ):
+        found = measure(
+            settings,
+            against or [],
+            Schedule(turns=turns, rounds=rounds),
+            trace=profile,
+            say=listener("bench").stage,
+            group=group,
+        )
+    if group.rank > 0:
+        return
     if json:
         terminal.print_json(found)
         return

@@ -18,6 +18,10 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="Python file that registers a graph, loss or method."),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", "-p", metavar="K", min=1, help="Share the agents among K processes here."),
+]
 Seeds = Annotated[
     str | None,
     typer.Option("--seeds", metavar="A,B,...", help="Seeds to run. Default: 0 for compare, 0,1,2 for study."),

@@ -11,6 +11,7 @@ from prefmesh.cli_options import (
     Out,
     Overrides,
     Plugins,
+    Processes,
     Resume,
     load,
     load_plugins,
@@ -27,12 +28,7 @@ def run(
     out: Out = None,
     override: Overrides = None,
     resume: Resume = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            "--processes", "-p", metavar="K", min=1, help="Share the agents among K processes here."
-        ),
-    ] = None,
+    processes: Processes = None,
     restarts: Annotated[
         int,
         typer.Option(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from prefmesh.policies import kernels
@@ -36,6 +36,7 @@ def preferred(request, monkeypatch):
         lambda: torch.nn.Linear(24, 40, bias=False),
         lambda: Conv1D(40, 24),
         NewGELUActivation,
+        GELUTanh,
     ],
 )
 def test_values_and_gradients_are_torchs(build):
@@ -128,3 +129,43 @@ def test_blocks_of_the_vocabulary_that_weigh_nothing_change_nothing(likely, monk
     found = kernels.frozen_head_log_probs(hidden, weight, None, torch.tensor([likely]))
     assert found.item() == 0
     assert torch.autograd.grad(found.sum(), hidden)[0].item() == 0
+
+
+def test_gelus_derivatives_are_its_own() -> None:
+    """The first and the second, against finite differences."""
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(kernels.GELU(), x)
+    assert torch.autograd.gradgradcheck(kernels.GELU(), x)
+
+
+def test_gelu_far_from_zero_and_in_half_precision() -> None:
+    far = torch.tensor([-1e4, -30.0, 30.0, 1e4])
+    assert kernels.GELU()(far).tolist() == [0.0, 0.0, 30.0, 1e4]
+    half = torch.linspace(-4, 4, 33, dtype=torch.bfloat16)
+    expected = torch.nn.functional.gelu(half, approximate="tanh")
+    assert torch.equal(kernels.GELU()(half), expected)
+
+
+@pytest.mark.parametrize("scale", ["a number", "row by row"])
+@pytest.mark.parametrize("onto", [True, False])
+def test_low_rank_is_its_formula_with_its_derivatives(onto: bool, scale: str) -> None:
+    """The first and the second derivative against finite differences, where A or x may be frozen, too."""
+    torch.manual_seed(0)
+    x, a, b, y = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 4), (2, 2, 4), (2, 5, 2), (2, 3, 5))
+    )
+    by = torch.tensor([[[1.0, 0.0, 2.0]], [[0.5, 1.0, 0.0]]]).double() if scale == "row by row" else 1.5
+    under = y if onto else None
+    rows = by.mT if isinstance(by, torch.Tensor) else by
+    expected = rows * (x @ a.mT @ b.mT) + (y if onto else 0)
+    torch.testing.assert_close(kernels.low_rank(x, a, b, by, under), expected)
+
+    def of(*tensors: torch.Tensor) -> torch.Tensor:
+        return kernels.low_rank(*tensors[:3], by, tensors[3] if onto else None)
+
+    leaves = (x, a, b, y) if onto else (x, a, b)
+    assert torch.autograd.gradcheck(of, leaves)
+    assert torch.autograd.gradgradcheck(of, leaves)
+    frozen = (x.detach(), a.detach(), b)
+    assert torch.autograd.gradcheck(lambda b: kernels.low_rank(*frozen[:2], b, by), (b,))

@@ -32,6 +32,10 @@ class Trl:
         if find_spec("trl") is None:
             raise InputError("--against trl: trl is not installed; allowed: pip install 'trl>=1.16'")
         language_model(experiment)
+        if (processes := experiment.config.runtime.processes) > 1:
+            raise InputError(
+                f"--against trl: runtime.processes {processes} found; allowed: 1 (beside it, one agent's steps are done)"
+            )
         optimizer, objective = experiment.learner.optimizer, experiment.config.objective
         if not objective.plain_dpo:
             raise InputError(

@@ -3,6 +3,7 @@
 On this side of a model's own code, so that any architecture made of `nn.Linear` or GPT-2's `Conv1D` gains.
 """
 
+import math
 import os
 from typing import Any
 
@@ -14,7 +15,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -43,8 +44,8 @@ def quicken(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if type(module) in _FASTER and ONEDNN:
             module.__class__ = _FASTER[type(module)]
-        elif type(module) is NewGELUActivation:
-            model.set_submodule(name, nn.GELU(approximate="tanh"))
+        elif type(module) in (NewGELUActivation, GELUTanh):
+            model.set_submodule(name, GELU())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,6 +96,72 @@ class _Linear(torch.autograd.Function):
             linear(gradient, weight.t(), None) if needs_x else None,
             for_weight,
             flat.sum(0) if needs_bias else None,
+        )
+
+
+class GELU(nn.Module):
+    """GELU's tanh form, x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """By the sigmoid on a CPU, where torch's takes a fifth of its tanh's time (figures: benchmarks/README.md)."""
+        if (
+            x.device.type != "cpu" or x.dtype.itemsize < 4
+        ):  # half precision would round between the operations
+            return nn.functional.gelu(x, approximate="tanh")
+        return _GELU.apply(x)  # type: ignore[no-any-return]
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        slope = 2 * math.sqrt(2 / math.pi)
+        return (x * x).mul_(0.044715 * slope).add_(slope).mul_(x).sigmoid_().mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.ops.aten.gelu_backward(gradients[0], ctx.saved_tensors[0], approximate="tanh")
+
+
+def low_rank(
+    x: Float[Tensor, "agents rows in"],
+    a: Float[Tensor, "agents r in"],
+    b: Float[Tensor, "agents out r"],
+    scale: Float[Tensor, "agents 1 rows"] | float,
+    onto: Float[Tensor, "agents rows out"] | None = None,
+) -> Float[Tensor, "agents rows out"]:
+    """`onto` + scale x A^T B^T of every agent.
+
+    The narrow side of each product and of its derivatives stands where BLAS is fast: r numbers a row would fill no vector register.
+    """
+    return _LowRank.apply(x, a, b, scale, onto)  # type: ignore[no-any-return]
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | float, onto: Tensor | None
+    ) -> Tensor:
+        low = torch.bmm(a, x.mT).mul_(scale)
+        ctx.scale = scale
+        ctx.save_for_backward(x, a, b, low)
+        return torch.bmm(low.mT, b.mT) if onto is None else torch.baddbmm(onto, low.mT, b.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = gradients
+        x, a, b, low = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # This gradient will be differentiated itself: autograd must see what `low` depends on.
+            low = torch.bmm(a, x.mT) * ctx.scale
+        needs_x, needs_a, needs_b, _, needs_onto = ctx.needs_input_grad
+        inner = torch.bmm(b.mT, gradient.mT) * ctx.scale
+        return (
+            torch.bmm(inner.mT, a) if needs_x else None,
+            torch.bmm(inner, x) if needs_a else None,
+            torch.bmm(low, gradient).mT if needs_b else None,
+            None,
+            gradient if needs_onto else None,
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prefmesh.errors import InputError
-from prefmesh.policies import packing
+from prefmesh.policies import kernels, packing
 from prefmesh.policies.base import Params
 from prefmesh.randomness import torch_seeded
 from prefmesh.settings import Settings
@@ -90,15 +90,13 @@ class StackedLoRA(nn.Module):
         uneven = reading.packed.agents if reading and agents > 1 else None
         rows = uneven.pad(x.flatten(0, -2)) if uneven else x
         rows = rows.reshape(agents, -1, self.in_features)
-        shared = self.lora_A.shape[0] < agents
-        low = F.linear(rows, self.lora_A[0]) if shared else torch.bmm(rows, self.lora_A.mT)
-        if y.dtype == low.dtype and not uneven:
-            return torch.baddbmm(
-                y.view(agents, -1, self.out_features), low, self.lora_B.mT, alpha=self.scaling
-            ).view_as(y)
+        a = self.lora_A.expand(agents, -1, -1)
+        if y.dtype == rows.dtype and not uneven:
+            onto = y.view(agents, -1, self.out_features)
+            return kernels.low_rank(rows, a, self.lora_B, self.scaling, onto).view_as(y)
         # Zero where nothing is, which keeps padding out of both factors' gradients.
-        low = low * (self.scaling * uneven.held.view(agents, -1, 1) if uneven else self.scaling)
-        update = torch.bmm(low, self.lora_B.mT).flatten(0, 1)
+        scale = uneven.held.view(agents, 1, -1).to(x.dtype) * self.scaling if uneven else self.scaling
+        update = kernels.low_rank(rows, a, self.lora_B, scale).flatten(0, 1)
         if uneven:
             update = uneven.unpad(update)
         return y + update.view_as(y).to(y.dtype)
