@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prefmesh.cli_options import AsJson, Config, Overrides, Plugins, Processes, load, load_plugins
+from prefmesh.cli_options import AsJson, Config, Overrides, Plugins, Processes, load, load_plugins, repeated
 
 bench_commands = typer.Typer(rich_markup_mode=None)
 LONGEST_TURN = 24 * 3600
@@ -52,12 +52,14 @@ def bench(
 
     load_plugins(plugin)
     started = launched()
-    asked = started or processes
-    settings = load(config, [*(override or []), *([f"runtime.processes={asked}"] if asked else [])])
+    settings = load(config, override, started or processes)
     if settings.runtime.processes > 1 and not started:
         arguments = ["bench", str(config), "--turns", str(turns), "--rounds", str(rounds)]
-        for option, values in (("--against", against), ("-o", override), ("--plugin", plugin)):
-            arguments += [word for value in values or [] for word in (option, str(value))]
+        arguments += [
+            *repeated("--against", against),
+            *repeated("-o", override),
+            *repeated("--plugin", plugin),
+        ]
         arguments += [*(["--profile", str(profile)] if profile else []), *(["--json"] if json else [])]
         raise SystemExit(launch(settings.runtime.processes, arguments, limit=settings.runtime.timeout))
     with (

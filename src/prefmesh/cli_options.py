@@ -31,10 +31,17 @@ Resume = Annotated[
 ]
 
 
-def load(config: Path, override: list[str] | None) -> Any:
+def load(config: Path, override: list[str] | None, processes: int | None = None) -> Any:
+    """The experiment; `processes`: how many were asked for, or started; none: as many as it says."""
     from prefmesh.config import load_config
 
-    return load_config(config, override or [])
+    shared = [f"runtime.processes={processes}"] if processes else []
+    return load_config(config, [*(override or []), *shared])
+
+
+def repeated(option: str, values: list[str] | list[Path] | None) -> list[str]:
+    """The words that give an option so often, for a command that is started again in several processes."""
+    return [word for value in values or [] for word in (option, str(value))]
 
 
 def load_plugins(files: list[Path] | None) -> None:

@@ -16,6 +16,7 @@ from prefmesh.cli_options import (
     load,
     load_plugins,
     new_run_directory,
+    repeated,
     show_results,
 )
 from prefmesh.errors import InputError
@@ -90,7 +91,7 @@ def _asked(
     if out is not None and resume is not None:
         raise InputError("--out names a new directory; --resume goes on in its own: one of the two")
     if config is not None:
-        given = load(config, [*(override or []), *([f"runtime.processes={processes}"] if processes else [])])
+        given = load(config, override, processes)
         return given, resume or out or new_run_directory(f"{config.stem}-{given.method.name}")
     if resume is None:
         raise InputError("no config was given; allowed: prefmesh run CONFIG, or prefmesh run --resume DIR")
@@ -116,7 +117,6 @@ def _launch(
     if resume is None:
         refuse_taken(directory, otherwise="--resume to go on with a run")
     arguments = ["run", *([str(config)] if config else []), "--resume" if resume else "--out", str(directory)]
-    for option, values in (("-o", override), ("--plugin", plugin)):
-        arguments += [word for value in values or [] for word in (option, str(value))]
+    arguments += [*repeated("-o", override), *repeated("--plugin", plugin)]
     count, limit = settings.runtime.processes, settings.runtime.timeout
     return launch(count, [*arguments, *(["--json"] if json else [])], restarts=restarts, limit=limit)

@@ -218,10 +218,8 @@ def rows() -> dict[str, tuple[dict[str, Any], float]]:
         }
         small["method"] = {**small["method"], "rounds": 2}
         plain = {"name": "sgd", "lr": 0.5}
-        changes = small | {
-            "optimizer": plain if name == "q-FedAvg" else {"lr": 5e-3}
-        }  # q-FedAvg takes sgd alone
-        changes["runtime"] = {"dtype": "float64"}
+        optimizer = plain if name == "q-FedAvg" else {"lr": 5e-3}  # q-FedAvg takes sgd alone
+        changes = small | {"optimizer": optimizer, "runtime": {"dtype": "float64"}}
         found[f"LoRA, {name}"] = (config(raw, **changes).plain(), FLOAT64)
         if name in SINGLE:
             found[f"LoRA, {name}, in float32"] = (config(raw, **small, optimizer=plain).plain(), LORA_FLOAT32)

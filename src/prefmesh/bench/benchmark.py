@@ -84,7 +84,9 @@ def bench(
     turns = alone(rounds, schedule)
     seconds = [s for turn in turns for s in turn.seconds]
     total, memory = sum(seconds), machine.peak_memory_gb(policy.device)
-    counted = arithmetic.done(lambda: rounds.rounds(schedule.total + 1, 1)) / 1e9
+    counted = 0.0
+    if isinstance(policy, CausalLMPolicy):  # others' arithmetic has no formula to stand beside
+        counted = arithmetic.done(lambda: rounds.rounds(schedule.total + 1, 1)) / 1e9
     counted, memory = group.total(np.array([counted, memory])).tolist()
     shares = {}
     if trace is not None:

@@ -104,9 +104,8 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """By the sigmoid on a CPU, where torch's takes a fifth of its tanh's time (figures: benchmarks/README.md)."""
-        if (
-            x.device.type != "cpu" or x.dtype.itemsize < 4
-        ):  # half precision would round between the operations
+        # Half precision would round between the operations.
+        if x.device.type != "cpu" or x.dtype.itemsize < 4:
             return nn.functional.gelu(x, approximate="tanh")
         return _GELU.apply(x)  # type: ignore[no-any-return]
 
