@@ -3,24 +3,34 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefmesh.compression import LowRank, compress, layout_of, message_seeds
 from prefmesh.compression.message import reduce
+from prefmesh.compression.seeds import normal, stage_seeds
 from tests.compression.examples import error, flat, lone, rows
 
 SEEDS = message_seeds(0, "test", 1, np.arange(2000))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(rank=st.integers(1, 3), of=st.integers(0, 3), seed=st.integers(0, 10**6))
-def test_exact_on_matrices_of_that_rank_or_less(dtype, tolerance, rank, of, seed):
+@example(rank=3, of=3, seed=6853)  # a start that is nearly blind to one of the three directions
+def test_exact_on_matrices_of_that_rank_or_less(dtype, rank, of, seed):
+    """But for rounding, of which a column of M Q_0 holds the more, the shorter the part of it that is new."""
     random = np.random.default_rng(seed)
-    x = torch.from_numpy(random.standard_normal((3, 10, of)) @ random.standard_normal((3, of, 12))).to(dtype)
+    x = torch.from_numpy(random.standard_normal((3, 10, of)) @ random.standard_normal((3, of, 12)))
+    start = torch.from_numpy(normal(stage_seeds(SEEDS[:3], 0), 12 * rank)).double().reshape(3, 12, rank)
+    new = torch.linalg.qr(x @ start).R.diagonal(dim1=1, dim2=2).abs().sort(1, descending=True).values
+    length = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(start)
+    x = x.to(dtype)
     found = compress({"x": x}, (LowRank(rank=rank),), SEEDS[:3])["x"]
-    if of <= rank:
-        assert (found - x).norm() <= tolerance * x.norm()
+    if of == 0:
+        assert not found.any()
+    elif of <= rank:
+        rounding = 10 * torch.finfo(dtype).eps * (length / new[:, of - 1]).max()
+        assert (found - x).norm() <= rounding * x.norm()
     else:
         assert (found - x).norm() > 1e-3 * x.norm()
 
