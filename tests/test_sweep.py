@@ -148,12 +148,20 @@ def test_methods_on_one_budget():
         assert sum(len(method.participants(r)) for r in rounds) <= 40 * 16
     rounds = {variant.name: variant.changes["method"]["rounds"] for variant in sweep.variants}
     assert (rounds["scaffold"], rounds["fed_buff"], rounds["dec_dpo"]) == (20, 80, 40)
-    assert rounds["ditto"] == 20  # two models to train
+    assert rounds["ditto"] == 40  # the second model of two never leaves
     assert rounds["fed_soft"] == 36  # of 40 rounds one sends a model, 8 send three, 31 two: 40 x 80 / 87
     assert rounds["ifca"] == 27  # two models to fetch, but for the first round
     assert names(study("methods", base, [0], ["scaffold", "push_sum"])) == ["scaffold", "push_sum"]
     adapters = base.replace({"policy": {"model": "builtin:tiny", "train": "lora"}})
-    assert set(names(study("methods", adapters, [0]))) - set(names(sweep)) == {"fed_per"}
+    on_adapters = study("methods", adapters, [0])
+    assert set(names(on_adapters)) - set(names(sweep)) == {"fed_per"}
+
+    def held(sweep):
+        made = {variant.name: variant.changes["method"] for variant in sweep.variants}
+        return made["ditto"]["proximity"], made["apfl"]["alpha"]
+
+    assert held(on_adapters) == pytest.approx((2 * base.objective.beta**2, 0.1))
+    assert held(sweep) == pytest.approx((0.2 * base.objective.beta**2, 0.25))
     frozen = adapters.replace({"policy.lora": {"mixing": "freeze_a"}})
     assert "fed_per" not in names(study("methods", frozen, [0]))
     below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})

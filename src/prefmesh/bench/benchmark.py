@@ -104,7 +104,7 @@ def bench(
             "config": config.model_dump(mode="json"),
             "processes": group.size,
             "agents": experiment.method.agents,
-            "agents_per_pass": learner.agents_per_pass,
+            "agents_per_pass": min(learner.agents_per_pass, experiment.method.mesh.hosted),
             "peak_gflops": peak,
             "peak_share": needed / total / peak if needed else None,
             "tokens_per_second": work["tokens"] / total if work["tokens"] else None,
