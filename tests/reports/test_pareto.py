@@ -43,6 +43,7 @@ def test_two_seeds() -> None:
         "Not told apart from it and cheapest: Alone, 81.5 % for 0 B.",
         "Best for the worst tenth of users: Clustered, 70.0 %.",
         "Users disagree: policies of their own gain +10.5 points (Clustered against FedDPO).",
+        "Own policies that learn from others are not told apart from learning alone: +0.0 points (Clustered against Alone).",
     ]
 
 
@@ -60,7 +61,23 @@ def test_the_best_may_be_the_only_one() -> None:
     shared = {name: row for name, row in FIGURES.items() if not row[3]} | {
         "Alone": ([0.5, 0.5], 0.3, 0.0, True)
     }
-    assert advice(results(shared, seeds=1))[-1] == "One policy serves all: own ones change accuracy by −20.1 points (Alone against DecDPO)."  # fmt: skip
+    assert advice(results(shared, seeds=1))[3] == "One policy serves all: own ones change accuracy by −20.1 points (Alone against DecDPO)."  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("clustered", "said"),
+    [
+        (0.9, "Users learn from each other: against learning alone they gain +10.0 points (Clustered against Alone)."),
+        (
+            0.75,
+            "Nothing is gained from others: own policies that learn from them change accuracy by −5.0 points (Clustered against Alone).",
+        ),
+        (0.805, "Own policies that learn from others are not told apart from learning alone: +0.5 points (Clustered against Alone)."),
+    ],
+)  # fmt: skip
+def test_learning_from_others_against_learning_alone(clustered: float, said: str) -> None:
+    figures = FIGURES | {"Clustered": ([clustered], 0.7, 2e6, True), "Alone": ([0.8], 0.65, 0.0, True)}
+    assert advice(results(figures, seeds=1))[-1] == said
 
 
 def test_where_there_is_nothing_to_choose() -> None:

@@ -73,7 +73,7 @@ def advice(results: Results) -> list[str]:
         return []
     seeds = len(results.seeds)
     told = "paired over seeds, 95 %" if seeds > 1 else f"one seed: {100 * NEAR:g} point counts as equal"
-    best = max(all_, key=lambda choice: choice.accuracy)
+    best = _highest(all_)
     lines = [f"Highest accuracy: {best.label}, {_said(best)} ({told})."]
     equal = [c for c in all_ if c is best or not apart(best, c)]
     cheap = min(equal, key=lambda choice: choice.bytes_sent)
@@ -85,16 +85,35 @@ def advice(results: Results) -> list[str]:
     lines.append(f"Best for the worst tenth of users: {kind.label}, {tables.percent(kind.worst_tenth)} %.")
     shared, personal = ([c for c in all_ if c.personal is p] for p in (False, True))
     if shared and personal:
-        one, own = (max(group, key=lambda choice: choice.accuracy) for group in (shared, personal))
-        gain = f"{100 * (own.accuracy - one.accuracy):+.1f} points ({own.label} against {one.label})".replace(
-            "-", "−"
-        )
+        one, own = _highest(shared), _highest(personal)
         if not apart(own, one):
-            lines.append(f"Policies of one's own are not told apart from the best shared one: {gain}.")
+            word = "Policies of one's own are not told apart from the best shared one:"
+        elif own.accuracy > one.accuracy:
+            word = "Users disagree: policies of their own gain"
         else:
-            word = "Users disagree: policies of their own gain" if own.accuracy > one.accuracy else "One policy serves all: own ones change accuracy by"  # fmt: skip
-            lines.append(f"{word} {gain}.")
+            word = "One policy serves all: own ones change accuracy by"
+        lines.append(f"{word} {_gain(own, one)}.")
+    alone = [c for c in personal if c.bytes_sent == 0]
+    taught = [c for c in personal if c.bytes_sent > 0]
+    if alone and taught:
+        lonely, own = _highest(alone), _highest(taught)
+        if not apart(own, lonely):
+            word = "Own policies that learn from others are not told apart from learning alone:"
+        elif own.accuracy > lonely.accuracy:
+            word = "Users learn from each other: against learning alone they gain"
+        else:
+            word = "Nothing is gained from others: own policies that learn from them change accuracy by"
+        lines.append(f"{word} {_gain(own, lonely)}.")
     return lines
+
+
+def _highest(choices: Sequence[Choice]) -> Choice:
+    return max(choices, key=lambda choice: choice.accuracy)
+
+
+def _gain(one: Choice, other: Choice) -> str:
+    gain = f"{100 * (one.accuracy - other.accuracy):+z.1f} points".replace("-", "−")
+    return f"{gain} ({one.label} against {other.label})"
 
 
 def _said(choice: Choice) -> str:
