@@ -37,13 +37,13 @@ def config(base: str, seed: int) -> Any:
             },
             "policy": {
                 "model": "builtin:tiny",
-                "lora": {"r": 8, "lora_alpha": 16},
+                "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
                 "load_in_4bit": base == "4bit",
             },
             "objective": {"beta": 0.5},
-            "method": {"name": "fed_dpo", "rounds": 20, "local_steps": 3},
-            "optimizer": {"name": "adamw", "lr": 3e-3, "batch_size": 16, "schedule": "cosine"},
-            "evaluation": {"every": 20, "held_out": 0.2, "samples": 0, "gradient_pairs": 300},
+            "method": {"name": "fed_dpo", "rounds": 100, "local_steps": 3},
+            "optimizer": {"name": "adamw", "lr": 5e-3, "batch_size": 16, "schedule": "cosine"},
+            "evaluation": {"every": 100, "held_out": 0.4, "samples": 0, "gradient_pairs": 300},
             "runtime": {"dtype": "bfloat16" if base == "bfloat16" else "float32"},
         }
     )
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="of each step, alternating")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
