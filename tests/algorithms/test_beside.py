@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from prefmesh.algorithms.gradients import loss_and_gradient
 from prefmesh.algorithms.methods import METHODS, Population
 from prefmesh.algorithms.methods.ifca import IFCA, IFCASettings
 from prefmesh.algorithms.rounds import Learner
@@ -55,6 +56,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         "lora",
         {"name": "fed_per", "personal": LAST, "compression": [{"name": "random_k", "share": 0.4}]},
     ),
+    "fed_per, in turn": ("lora", {"name": "fed_per", "personal": LAST, "personal_steps": 1}),
 }
 SIZES = [6, 6, 9, 5]
 
@@ -249,6 +251,24 @@ class TestFedPer:
                 expected = torch.tensordot(w, moved, 1)
             torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-14)
 
+    def test_one_moves_while_the_other_rests(self) -> None:
+        """AdamW's first step is lr g / (|g| + eps), and either has its own first step."""
+        on = problems.problem("lora", 8)
+        method = {"name": "fed_per", "personal": LAST, "personal_steps": 1, "local_steps": 2}
+        made = problems.learner(on, [8], method, {"name": "adamw", "lr": 0.05, "batch_size": "full"})
+        found = problems.go(made, rounds=1)[0].theta
+        expected = on.policy.initial(0)
+        for own in (True, False):
+            _, gradient, _ = loss_and_gradient(on, expected, np.arange(8)[None], torch.full((1, 8), 1 / 8))
+            expected = {
+                name: t - 0.05 * gradient[name] / (gradient[name].abs() + 1e-8)
+                if (".h.1." in name) == own
+                else t
+                for name, t in expected.items()
+            }
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-8)
+
     def test_bytes_are_those_of_what_is_shared(self) -> None:
         made = learner("fed_per", participation=3)
         row = made.problem.policy.initial(0)
@@ -368,6 +388,10 @@ class TestTown:
         ({"name": "fed_soft", "clusters": 7}, r"^method.clusters: found 7; allowed: 1 to 6"),
         ({"name": "ifca", "rounds": 1}, r"^method.warm_rounds: found 1 of 1 rounds; allowed: 1 to 0"),
         ({"name": "ditto", "participation": 7}, r"^method.participation: found 7"),
+        (
+            {"name": "fed_per", "personal_steps": 1},
+            r"^method.personal_steps: found 1 of 1 .* allowed: 0 to 0",
+        ),
     ],
 )
 def test_refused(settings: dict, said: str) -> None:
@@ -388,6 +412,7 @@ def test_refused(settings: dict, said: str) -> None:
         {"name": "ditto", "proximity": -0.1},
         {"name": "fed_per", "personal": []},
         {"name": "fed_per", "personal": "*.lora_B"},
+        {"name": "fed_per", "personal_steps": -1},
     ],
     ids=str,
 )

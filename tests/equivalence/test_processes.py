@@ -170,6 +170,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
             "compression": [{"name": "random_k", "share": 0.3}],
         },
     },
+    "FedRep": {"method": {**FED, "name": "fed_per", "personal": ["*.3.*"], "personal_steps": 1}},
     "FedSA-LoRA on a ring": {"method": {**DEC, "name": "dec_per", "node_dropout": 0.3}},
 }
 """Those that need tensors to tell apart."""

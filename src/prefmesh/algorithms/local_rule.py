@@ -47,7 +47,8 @@ class Steps:
 @runtime_checkable
 class Learn(Protocol):
     """Local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes (""), and of what it trains beside
-    (`Method.beside`). `at`: from theta to where the gradient is taken; none: at theta."""
+    (`Method.beside`). `at`: from theta to where the gradient is taken; none: at theta. `part`: which of the round's steps; `resting`
+    (some, ...): the model's other parameters, which stay as they are meanwhile."""
 
     def __call__(
         self,
@@ -55,6 +56,8 @@ class Learn(Protocol):
         correction: Correction | None,
         purpose: str,
         at: Callable[[Params], Params] | None = None,
+        part: slice = slice(None),
+        resting: Params | None = None,
     ) -> Steps: ...
 
 

@@ -148,7 +148,7 @@ class Learner:
 
         `resting` (some, ...): parameters that this round does not train.
         """
-        method = self.method
+        method, untrained = self.method, resting or {}
         batches, weights = self.batches(round_, agents, state.batches_drawn, method.settings.local_steps)
 
         def learn(
@@ -156,6 +156,8 @@ class Learner:
             correction: Correction | None,
             purpose: str,
             at: Callable[[Params], Params] | None = None,
+            part: slice = slice(None),
+            resting: Params | None = None,
         ) -> Steps:
             moments, put_back = self._moments(state, round_, agents, theta, purpose)
             found = local_steps(
@@ -164,13 +166,13 @@ class Learner:
                 self.lr(round_),
                 theta,
                 moments,
-                batches,
-                weights,
-                steps=method.steps[agents],
+                batches[:, part],
+                weights[:, part],
+                steps=np.array([len(range(*part.indices(n))) for n in method.steps[agents].tolist()]),
                 correction=self._within_ranks(agents, correction),
                 at=at,
                 keep_gradients=method.uses_gradients,
-                resting=resting,
+                resting=untrained | (resting or {}),
             )
             put_back()
             return found
@@ -179,7 +181,7 @@ class Learner:
         w = torch.as_tensor(weights, dtype=reference.dtype, device=reference.device)
 
         def losses(theta: Params) -> Float[Tensor, "some steps batch"]:
-            return pair_losses(self.problem, theta | (resting or {}), batches, w)
+            return pair_losses(self.problem, theta | untrained, batches, w)
 
         practice = Practice(learn=learn, pair_losses=losses, weights=w, lr=self.lr(round_))
         return method.local(state, round_, agents, theta, practice)

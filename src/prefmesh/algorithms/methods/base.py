@@ -73,9 +73,6 @@ class Method(ABC):
     """Whether an agent's round depends on more than its own pairs and moments and the model that it starts from."""
     agents_tell: ClassVar[bool] = False
     """Whether agents send numbers of their own beside their updates, such as losses, which `local` leaves in `State.memory`."""
-    beside: ClassVar[tuple[str, ...]] = ()
-    """What agents train beside the model that is mixed, E steps a round each; names, under which moments are kept in `memory`."""
-
     in_turn: ClassVar[bool] = True
     """Whether a round may train some of the parameters only, as `policy.lora.mixing: alternate` does."""
 
@@ -104,6 +101,11 @@ class Method(ABC):
         """Whether models are averaged, and no more is done with them: then `policy.lora.mixing` may be `product`, and under a
         server of `one_row` `residual`."""
         return False
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What agents train with moments and step counts of its own; names, under which these are kept in `memory`."""
+        return ()
 
     @property
     def update_scale(self) -> Float[np.ndarray, " agents"]:

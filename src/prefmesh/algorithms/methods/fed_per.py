@@ -4,11 +4,13 @@
     server:        theta^{r+1} <- FedDPO's of the theta_i;      v_i stays at agent i
 
 `personal: ["*.11.*"]` is FedPer with a last layer of one's own. `personal: ["*.lora_B"]` is FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463):
-factors A are shared, B are not. Only what is shared is sent, and counted. `dec_per` is the same without a server: what is shared is mixed
-as DecDPO's.
+factors A are shared, B are not. Only what is shared is sent, and counted. `personal_steps: k` is FedRep (Collins et al. 2021, arXiv
+2102.07078, algorithm 1): v_i moves in the first k of the E steps and theta_i in the others, each while the other rests, instead of both in
+all. `dec_per` is the same without a server: what is shared is mixed as DecDPO's.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -16,6 +18,7 @@ from jaxtyping import Int
 from pydantic import Field
 
 from prefmesh.algorithms.consensus import Weighted
+from prefmesh.algorithms.local_rule import Practice, Steps
 from prefmesh.algorithms.methods.base import Method, MethodSettings, method
 from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
 from prefmesh.algorithms.methods.server import Server, ServerSettings
@@ -29,6 +32,17 @@ class SharedSettings(MethodSettings):
 
     personal: list[str] = Field(default=["*.lora_B"], min_length=1)
     """Shell patterns of names of tensors that no agent shares, such as ["*.lora_B"], or ["*.11.*"] for one layer."""
+    personal_steps: int = Field(default=0, ge=0)
+    """In how many of a round's steps, the first ones, these alone move, and what is shared in the others alone (FedRep); 0: all move in all."""
+
+    def check(self, agents: int) -> None:
+        """Steps of what is shared are left."""
+        super().check(agents)
+        if self.personal_steps >= self.local_steps:
+            raise InputError(
+                f"method.personal_steps: found {self.personal_steps} of {self.local_steps} local steps; allowed: 0 to {self.local_steps - 1}, "
+                "so that one is left for what is shared"
+            )
 
 
 class Shared(Method):
@@ -44,6 +58,11 @@ class Shared(Method):
     def averages(self) -> bool:
         """Not whole models."""
         return False
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What moves in steps of its own."""
+        return ("own",) if self.settings.personal_steps else ()
 
     def is_personal(self, name: str) -> bool:
         """Whether a tensor of that name stays where it is."""
@@ -84,6 +103,20 @@ class Shared(Method):
         served = State.of(self.shared(state.theta), shards=self.population.shards)
         served.memory = state.memory
         return rows(self.own(state.theta), self.mesh.rows(agents)) | super().start(served, round_, agents)
+
+    def local(
+        self, state: State, round_: int, agents: Int[np.ndarray, " some"], theta: Params, practice: Practice
+    ) -> Steps:
+        """All at once, or what is one's own first."""
+        first = self.settings.personal_steps
+        if not first:
+            return super().local(state, round_, agents, theta, practice)
+        own, shared = self.own(theta), self.shared(theta)
+        before = practice.learn(own, None, "own", part=slice(first), resting=shared)
+        after = practice.learn(shared, None, "", part=slice(first, None), resting=own)
+        share = first / self.settings.local_steps
+        stats = {key: share * before.stats[key] + (1 - share) * mean for key, mean in after.stats.items()}
+        return replace(after, theta=theta, stats=stats)
 
     def mix(self, state: State, round_: int, agents: Int[np.ndarray, " active"], end: Params) -> State:
         """What is shared is mixed; who acted keeps what it reached of its own."""
