@@ -48,7 +48,7 @@ class Steps:
 class Learn(Protocol):
     """Local steps, in place in `theta`. Moments are kept per purpose: of what the method mixes (""), and of what it trains beside
     (`Method.beside`). `at`: from theta to where the gradient is taken; none: at theta. `part`: which of the round's steps; `resting`
-    (some, ...): the model's other parameters, which stay as they are meanwhile."""
+    (some, ...): the model's other parameters, which stay as they are meanwhile; `turn`: whose step count (`Method.turns`)."""
 
     def __call__(
         self,
@@ -58,6 +58,7 @@ class Learn(Protocol):
         at: Callable[[Params], Params] | None = None,
         part: slice = slice(None),
         resting: Params | None = None,
+        turn: int = 0,
     ) -> Steps: ...
 
 

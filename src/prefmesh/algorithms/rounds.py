@@ -38,7 +38,7 @@ class Learner:
         if self.optimizer.state == "keep":
             row = without(row, self.problem.policy.residuals(row))
             state.optimizer = self._fresh(row)
-            for turn in range(1, self.problem.policy.turns):
+            for turn in range(1, max(self.problem.policy.turns, self.method.turns)):
                 if "steps" in state.optimizer:
                     state.optimizer[f"steps/{turn}"] = torch.zeros_like(state.optimizer["steps"])
             for purpose in self.method.beside:
@@ -158,8 +158,11 @@ class Learner:
             at: Callable[[Params], Params] | None = None,
             part: slice = slice(None),
             resting: Params | None = None,
+            turn: int = 0,
         ) -> Steps:
-            moments, put_back = self._moments(state, round_, agents, theta, purpose)
+            # A method that takes turns within a round has a policy that takes none over rounds (`Method.in_turn`).
+            turn = turn or (round_ - 1) % self.problem.policy.turns
+            moments, put_back = self._moments(state, agents, theta, purpose, turn)
             found = local_steps(
                 self.problem,
                 self.optimizer,
@@ -198,7 +201,7 @@ class Learner:
         return within
 
     def _moments(
-        self, state: State, round_: int, agents: np.ndarray, theta: Params, purpose: str
+        self, state: State, agents: np.ndarray, theta: Params, purpose: str, turn: int
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
         """The moments of agents hosted here, and what to call when they were changed."""
         if self.optimizer.state != "keep":
@@ -207,7 +210,6 @@ class Learner:
         mine = self.method.mesh.rows(agents)
         kept = state.memory if purpose else state.optimizer
         # Steps are counted apart for parameters that take turns.
-        turn = (round_ - 1) % self.problem.policy.turns
         names = {
             name: f"{purpose} {name}" if purpose else f"{name}/{turn}" if turn and name == "steps" else name
             for name in fresh

@@ -85,25 +85,27 @@ def advice(results: Results) -> list[str]:
     lines.append(f"Best for the worst tenth of users: {kind.label}, {tables.percent(kind.worst_tenth)} %.")
     shared, personal = ([c for c in all_ if c.personal is p] for p in (False, True))
     if shared and personal:
-        one, own = _highest(shared), _highest(personal)
-        if not apart(own, one):
-            word = "Policies of one's own are not told apart from the best shared one:"
-        elif own.accuracy > one.accuracy:
-            word = "Users disagree: policies of their own gain"
-        else:
-            word = "One policy serves all: own ones change accuracy by"
-        lines.append(f"{word} {_gain(own, one)}.")
+        lines.append(
+            _verdict(
+                _highest(personal),
+                _highest(shared),
+                equal="Policies of one's own are not told apart from the best shared one:",
+                better="Users disagree: policies of their own gain",
+                worse="One policy serves all: own ones change accuracy by",
+            )
+        )
     alone = [c for c in personal if c.bytes_sent == 0]
     taught = [c for c in personal if c.bytes_sent > 0]
     if alone and taught:
-        lonely, own = _highest(alone), _highest(taught)
-        if not apart(own, lonely):
-            word = "Own policies that learn from others are not told apart from learning alone:"
-        elif own.accuracy > lonely.accuracy:
-            word = "Users learn from each other: against learning alone they gain"
-        else:
-            word = "Nothing is gained from others: own policies that learn from them change accuracy by"
-        lines.append(f"{word} {_gain(own, lonely)}.")
+        lines.append(
+            _verdict(
+                _highest(taught),
+                _highest(alone),
+                equal="Own policies that learn from others are not told apart from learning alone:",
+                better="Users learn from each other: against learning alone they gain",
+                worse="Nothing is gained from others: own policies that learn from them change accuracy by",
+            )
+        )
     return lines
 
 
@@ -111,9 +113,10 @@ def _highest(choices: Sequence[Choice]) -> Choice:
     return max(choices, key=lambda choice: choice.accuracy)
 
 
-def _gain(one: Choice, other: Choice) -> str:
-    gain = f"{100 * (one.accuracy - other.accuracy):+z.1f} points".replace("-", "−")
-    return f"{gain} ({one.label} against {other.label})"
+def _verdict(one: Choice, other: Choice, *, equal: str, better: str, worse: str) -> str:
+    words = equal if not apart(one, other) else better if one.accuracy > other.accuracy else worse
+    gain = f"{100 * (one.accuracy - other.accuracy):+z.1f}".replace("-", "−")
+    return f"{words} {gain} points ({one.label} against {other.label})."
 
 
 def _said(choice: Choice) -> str:

@@ -73,6 +73,9 @@ class Method(ABC):
     """Whether an agent's round depends on more than its own pairs and moments and the model that it starts from."""
     agents_tell: ClassVar[bool] = False
     """Whether agents send numbers of their own beside their updates, such as losses, which `local` leaves in `State.memory`."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """What agents train beside the model that is mixed, E steps a round each; names, under which moments are kept in `memory`."""
+
     in_turn: ClassVar[bool] = True
     """Whether a round may train some of the parameters only, as `policy.lora.mixing: alternate` does."""
 
@@ -103,9 +106,9 @@ class Method(ABC):
         return False
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """What agents train with moments and step counts of its own; names, under which these are kept in `memory`."""
-        return ()
+    def turns(self) -> int:
+        """Into how many parts parameters fall that move in different steps of a round, each with a step count of its own."""
+        return 1
 
     @property
     def update_scale(self) -> Float[np.ndarray, " agents"]:

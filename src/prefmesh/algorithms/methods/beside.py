@@ -20,12 +20,8 @@ class Beside(Method):
     one_policy = False
     one_row = False
     agents_remember = True
+    beside = ("own",)
     in_turn = False
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        """The own models."""
-        return ("own",)
 
     @property
     def averages(self) -> bool:

@@ -60,9 +60,9 @@ class Shared(Method):
         return False
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """What moves in steps of its own."""
-        return ("own",) if self.settings.personal_steps else ()
+    def turns(self) -> int:
+        """What is shared, and what is not."""
+        return 2 if self.settings.personal_steps else 1
 
     def is_personal(self, name: str) -> bool:
         """Whether a tensor of that name stays where it is."""
@@ -112,7 +112,7 @@ class Shared(Method):
         if not first:
             return super().local(state, round_, agents, theta, practice)
         own, shared = self.own(theta), self.shared(theta)
-        before = practice.learn(own, None, "own", part=slice(first), resting=shared)
+        before = practice.learn(own, None, "", part=slice(first), resting=shared, turn=1)
         after = practice.learn(shared, None, "", part=slice(first, None), resting=own)
         share = first / self.settings.local_steps
         stats = {key: share * before.stats[key] + (1 - share) * mean for key, mean in after.stats.items()}
