@@ -31,6 +31,7 @@ def ended(train, family, dtype, sizes, method, optimizer, paths):
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "PREFERRED", paths["oneDNN"] and kernels.ONEDNN)
+        patch.setattr(kernels, "LEAST_PRODUCT", 0)
         patch.setattr(kernels, "HEAD_TOKENS", paths["block"])
         patch.setattr(CausalLMPolicy, "tokens_per_call", paths["group"])
         return problems.go(learner)[0].theta

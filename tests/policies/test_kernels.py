@@ -25,6 +25,7 @@ def preferred(request, monkeypatch):
     if request.param and not kernels.ONEDNN:
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(kernels, "PREFERRED", request.param)
+    monkeypatch.setattr(kernels, "LEAST_PRODUCT", 0)
 
 
 @pytest.mark.usefixtures("preferred")
@@ -54,6 +55,20 @@ def test_values_and_gradients_are_torchs(build):
         found.append([value, *gradients])
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not kernels.ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize(("rows", "by_onednn"), [(5, False), (50, True)])
+def test_small_products_are_torchs_own(rows, by_onednn, monkeypatch):
+    """So many multiplications that oneDNN would compile for longer than they take."""
+    monkeypatch.setattr(kernels, "PREFERRED", True)
+    monkeypatch.setattr(kernels, "LEAST_PRODUCT", 10 * 24 * 40)
+    taken = []
+    monkeypatch.setattr(kernels, "product", lambda x, w, b: taken.append(len(x)) or x @ w.t() + b)
+    _, fast = both(lambda: torch.nn.Linear(24, 40))
+    with torch.no_grad():
+        fast(torch.randn(rows, 24))
+    assert taken == [rows] * by_onednn
 
 
 @pytest.mark.parametrize("build", [lambda: torch.nn.Linear(24, 40), lambda: Conv1D(40, 24)])

@@ -35,6 +35,11 @@ PREFERRED = ONEDNN and not (torch.backends.mkl.is_available() and _intel())
 (figures: benchmarks/README.md). By the maker and not by trying, so that every run on a machine rounds alike."""
 
 
+LEAST_PRODUCT = 5 * 10**7
+"""Multiplications from which on oneDNN's product is worth making: for every number of rows that it has not met lately it compiles one,
+some 0.5 ms, in which MKL has done as many (figures: benchmarks/README.md)."""
+
+
 def quicken(model: nn.Module) -> None:
     """Swap layers, in place, for ones that compute the same (to rounding); parameters and their names stay.
 
@@ -49,8 +54,9 @@ def quicken(model: nn.Module) -> None:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b with `weight` (out, in), by oneDNN where it serves these tensors."""
-    if not serves(x.device, x.dtype) or weight.dtype != x.dtype:
+    """x W^T + b with `weight` (out, in), by oneDNN where it serves these tensors and the product is large enough."""
+    small = x.numel() * weight.shape[0] < LEAST_PRODUCT
+    if small or not serves(x.device, x.dtype) or weight.dtype != x.dtype:
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
