@@ -81,9 +81,12 @@ def learner(
     made = METHODS[method["name"]]
     share = np.array(sizes) / sum(sizes) if weights == "by_size" else np.full(len(sizes), 1 / len(sizes))
     settings = OptimizerSettings(**optimizer)
+    chosen = made.Settings(**method).suited(
+        beta=on.objective.beta, language=isinstance(on.policy, CausalLMPolicy)
+    )
     return Learner(
         problem=on,
-        method=made(made.Settings(**method), Population(weights=share, seed=seed)),
+        method=made(chosen, Population(weights=share, seed=seed)),
         optimizer=settings,
         sampler=Sampler(shards(sizes), settings, seed),
         agents_per_pass=agents_per_pass or len(sizes),

@@ -156,12 +156,6 @@ def test_methods_on_one_budget():
     on_adapters = study("methods", adapters, [0])
     assert set(names(on_adapters)) - set(names(sweep)) == {"fed_per"}
 
-    def held(sweep):
-        made = {variant.name: variant.changes["method"] for variant in sweep.variants}
-        return made["ditto"]["proximity"], made["apfl"]["alpha"]
-
-    assert held(on_adapters) == pytest.approx((2 * base.objective.beta**2, 0.1))
-    assert held(sweep) == pytest.approx((0.2 * base.objective.beta**2, 0.25))
     frozen = adapters.replace({"policy.lora": {"mixing": "freeze_a"}})
     assert "fed_per" not in names(study("methods", frozen, [0]))
     below_0 = base.replace({"objective.loss_type": "robust", "objective.label_smoothing": 0.1})

@@ -26,7 +26,7 @@ from prefmesh.policies.cache import Tensors, cached
 from prefmesh.policies.causal_lm import CausalLMPolicy
 from prefmesh.policies.loading import load_policy
 from prefmesh.policies.reference import reference_log_probs
-from prefmesh.policies.settings import PolicySettings
+from prefmesh.policies.settings import LogLinearSettings, PolicySettings
 from prefmesh.preferences.census import Census
 from prefmesh.preferences.division import Division, divide
 from prefmesh.preferences.pairs import Pair
@@ -142,7 +142,10 @@ def method_of(config: ExperimentConfig, census: Census, counts: list[int] | None
     config.method.check(agents)
     by_size = config.objective.weights == "by_size"
     weights = sizes / sizes.sum() if by_size else np.full(agents, 1 / agents)
-    method = METHODS[config.method.name](config.method, Population(weights=weights, seed=config.seed))
+    settings = config.method.suited(
+        beta=config.objective.beta, language=not isinstance(config.policy, LogLinearSettings)
+    )
+    method = METHODS[settings.name](settings, Population(weights=weights, seed=config.seed))
     if config.evaluation.neighbour_mixes is not None:
         if method.matrix(1) is None:
             raise InputError(

@@ -208,8 +208,6 @@ def _methods(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
     models that never leave their agents are not counted: they cost seconds, which the table has too)."""
     agents, steps = _agents(config), _steps(config)
     known = _method_settings(agents, steps["rounds"])
-    near = _nearness(config)
-    known = {name: (label, made | near.get(name, {})) for name, (label, made) in known.items()}
     if config.policy.lora_mixing == "factors":
         known["fed_per"] = ("FedSA-LoRA", {"name": "fed_per"})
     for name in values or []:
@@ -228,21 +226,6 @@ def _methods(config: ExperimentConfig, values: Sequence[str] | None) -> Sweep:
             continue  # a default one that does not fit so many agents, or the objective
         variants.append(Variant(name=name, label=label, changes=changes))
     return Sweep(title=f"Methods on one budget, {agents} agents", kind="compare", variants=variants)
-
-
-def _nearness(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """How near agents' own models are held to the common one. lambda acts against the curvature of f_i, which grows as beta^2; the factors
-    were found on towns, of which one has opposed groups and one a single taste (docs/log.md)."""
-    language = config.policy.model != "log_linear"
-    proximity = {"proximity": (2 if language else 0.2) * config.objective.beta**2}
-    alpha = {"alpha": 0.1 if language else 0.25}
-    return {
-        "fed_soft": proximity,
-        "ditto": proximity,
-        "dec_ditto": proximity,
-        "apfl": alpha,
-        "dec_apfl": alpha,
-    }
 
 
 def _method_settings(agents: int, rounds: int) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ from prefmesh.run import run
 from prefmesh.theory import simulate
 from tests import problems
 from tests.algorithms.test_personal import town
-from tests.runs import TINY, config
+from tests.runs import TINY, TOWN, config
 from tests.theory.test_laws import tastes
 
 PROBLEM = tastes(6, 3)
@@ -439,3 +439,22 @@ def test_a_policy_that_only_shares_its_first_tensor_is_not_one_for_all() -> None
     state = experiment.learner.begin(experiment.start)
     assert next(iter(state.theta.values())).stride(0) == 0
     assert experiment.evaluator.differ(state.theta)
+
+
+@pytest.mark.parametrize("base", [TOWN, TINY], ids=["log-linear", "language model"])
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_how_near_own_policies_stay_is_left_to_the_kind_of_policy(base: dict, beta: float) -> None:
+    """lambda as beta^2, as the curvature that it acts against; what is given is left alone."""
+    near, share = (2, 0.1) if base is TINY else (0.2, 0.25)
+
+    def chosen(**method: Any) -> Any:
+        changed = config(base, method={"rounds": 6, **method}).replace({"objective.beta": beta})
+        return prepare(changed).method.settings
+
+    for name in ("ditto", "dec_ditto", "fed_soft"):
+        apart = {"warm_rounds": 1, "clusters": 2} if name == "fed_soft" else {}
+        assert chosen(name=name, **apart).strength == pytest.approx(near * beta**2)
+        assert chosen(name=name, proximity=0.0, **apart).strength == 0
+    for name in ("apfl", "dec_apfl"):
+        assert chosen(name=name).alpha == share
+        assert chosen(name=name, alpha=1.0).alpha == 1

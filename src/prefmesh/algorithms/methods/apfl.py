@@ -29,10 +29,16 @@ from prefmesh.policies.base import Params
 class InterpolatedSettings(MethodSettings):
     """What of a policy is an agent's own."""
 
-    alpha: float = Field(default=0.25, ge=0, le=1)
-    """The own model's share of the mixture, at first."""
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """The own model's share of the mixture, at first. None: 0.1 for language models, 0.25 for log-linear policies."""
     alpha_lr: float = Field(default=0.0, ge=0)
     """The step size of each agent's alpha, which has a step a round; 0: alpha stays."""
+
+    def suited(self, *, beta: float, language: bool) -> MethodSettings:
+        """Both were found on towns, of which one has opposed groups and one a single taste (docs/log.md)."""
+        if self.alpha is not None:
+            return self
+        return self.model_copy(update={"alpha": 0.1 if language else 0.25})
 
 
 class Interpolated(Beside):
@@ -44,6 +50,7 @@ class Interpolated(Beside):
         """All take alpha of their own."""
         state = super().begin(row)
         device = next(iter(row.values())).device
+        assert self.settings.alpha is not None
         state.memory["alpha"] = torch.full(
             (self.mesh.hosted,), self.settings.alpha, dtype=torch.float64, device=device
         )

@@ -40,6 +40,10 @@ class MethodSettings(Settings):
     def check(self, agents: int) -> None:
         """Raise `InputError` for what does not fit this number of agents (more participants than agents, ...)."""
 
+    def suited(self, *, beta: float, language: bool) -> "MethodSettings":
+        """With numbers for what was left to the kind of policy: a language model, or log-linear features; `beta` is DPO's."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Population:

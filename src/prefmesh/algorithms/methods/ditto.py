@@ -10,22 +10,15 @@ alone, and a large one the server's policy. With SGD, lr lambda must stay below 
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import Field
 
 from prefmesh.algorithms.local_rule import Practice, Steps, held_to
-from prefmesh.algorithms.methods.base import MethodSettings, method
+from prefmesh.algorithms.methods.base import method
 from prefmesh.algorithms.methods.beside import Beside
 from prefmesh.algorithms.methods.dec_dpo import DecDPO, DecDPOSettings
+from prefmesh.algorithms.methods.held import HeldSettings
 from prefmesh.algorithms.methods.server import Server, ServerSettings
 from prefmesh.algorithms.state import State
 from prefmesh.policies.base import Params
-
-
-class HeldSettings(MethodSettings):
-    """What own models are held by."""
-
-    proximity: float = Field(default=0.05, ge=0)
-    """lambda, how strongly own models are held to the common one; 0 is everybody alone."""
 
 
 class Held(Beside):
@@ -37,7 +30,7 @@ class Held(Beside):
         self, state: State, agents: Int[np.ndarray, " some"], theta: Params, own: Params, practice: Practice
     ) -> Steps:
         """v_i first, while theta is where it started."""
-        practice.learn(own, held_to(theta, self.settings.proximity), "own")
+        practice.learn(own, held_to(theta, self.settings.strength), "own")
         return practice.learn(theta, None, "")
 
     def policies(self, state: State) -> Params:

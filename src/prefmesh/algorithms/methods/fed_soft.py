@@ -39,6 +39,7 @@ from torch import Tensor
 from prefmesh.algorithms.gradients import mean_over_pairs
 from prefmesh.algorithms.local_rule import Practice, Steps, held_to
 from prefmesh.algorithms.methods.base import method
+from prefmesh.algorithms.methods.held import HeldSettings
 from prefmesh.algorithms.methods.several import Several, SeveralSettings
 from prefmesh.algorithms.state import State, put, rows
 from prefmesh.policies.base import Params
@@ -47,11 +48,9 @@ EM_STEPS = 100
 """From equal shares."""
 
 
-class FedSoftSettings(SeveralSettings):
+class FedSoftSettings(HeldSettings, SeveralSettings):
     """How policies are held, and how mixtures are found."""
 
-    proximity: float = Field(default=0.05, ge=0)
-    """lambda, how strongly a policy is held to its mixture of the models; 0 is everybody alone."""
     estimate_every: int = Field(default=5, ge=1)
     """tau, the rounds from one estimate of the mixtures to the next: an estimate needs k models, the other rounds send one."""
     mixtures: Literal["pairs", "likelihood"] = "pairs"
@@ -87,7 +86,7 @@ class FedSoft(Several):
             put(kept, mine, {"u": self._estimated(state, len(agents), practice)})
         u = rows(kept, mine)["u"]
         mixture = {name: torch.tensordot(u.to(t), t, 1) for name, t in models.items()}
-        return practice.learn(theta, held_to(mixture, self.settings.proximity), "")
+        return practice.learn(theta, held_to(mixture, self.settings.strength), "")
 
     def _estimates(self, round_: int) -> bool:
         since = round_ - self.settings.warm_rounds - 1
