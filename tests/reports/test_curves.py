@@ -98,17 +98,20 @@ def test_against_bytes_who_sends_nothing_is_a_level_line_at_its_last_value() -> 
     assert "silent (sends nothing)" in texts(figure)
 
 
-def test_references_are_inside_the_axes() -> None:
+def test_references_are_inside_the_axes_and_named_below_them() -> None:
     figure = curves_figure(
         [line("a", [0.5, 0.7])],
         axis="rounds",
         title="t",
         y_label="y",
-        references=[Reference(label="ceiling", level=0.9)],
+        references=[Reference(label="ceiling", level=0.9), Reference(label="chance", level=0.5)],
     )
     low, high = figure.axes[0].get_ylim()
     assert low < 0.5
     assert high > 0.9
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ceiling", "chance"]
+    assert not figure.axes[0].texts
 
 
 def test_curves_differ_without_colour() -> None:

@@ -104,6 +104,9 @@ def test_the_figures() -> None:
         assert found == filled
     marks = [line for line in by_bytes.figure.axes[0].lines if line.get_marker() != "None"]
     assert min(float(line.get_xdata()[0]) for line in marks) == pytest.approx(1e6 / 3)
+    written = [label.get_text() for label in by_bytes.figure.axes[0].get_xticklabels(which="both")]
+    assert len([text for text in written if text]) >= 2
+    assert all(text.endswith("B") for text in written if text)
 
 
 def test_the_frontier_of_equals() -> None:

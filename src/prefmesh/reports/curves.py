@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -9,24 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from prefmesh.reports import style
 from prefmesh.reports.series import Curve, flags
 
 Axis = Literal["rounds", "bytes"]
 Scale = Literal["linear", "log", "percent"]
+_REFERENCE_DASHES = ((8, 2, 1, 2), (5, 3), (1, 2))
 LOG_DECADES = 9  # further down there is only rounding noise, and everything else would be squashed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A dashed horizontal line that needs no curve: a ceiling, or chance. Its label stands where curves are not."""
+    """A dashed horizontal line that needs no curve: a ceiling, or chance."""
 
     label: str
     level: float
-    side: Literal["left", "right"] = "left"
-    above: bool = True
 
 
 def curves_figure(
@@ -50,7 +50,7 @@ def curves_figure(
         else style.plain(c.label)
         for c in curves
     ]
-    shown_labels = labels if len(labels) > 1 else []
+    shown_labels = [*(labels if len(labels) > 1 else []), *(r.label for r in references)]
     notes = curve_notes(curves, scale)
     figure, axes = style.new_figure(title, rows_below=style.rows_below(shown_labels, notes))
     entries = []
@@ -75,12 +75,14 @@ def curves_figure(
                 linewidth=0,
             )
         entries.append((line, label))
+    if len(curves) == 1:
+        entries = []
     _scale_y(axes, scale)
-    for reference in references:
-        _draw_reference(axes, reference)
+    for reference, dashes in zip(references, cycle(_REFERENCE_DASHES)):
+        entries.append((_draw_reference(axes, reference, dashes), reference.label))
     axes.set_ylabel(y_label)
     _label_x(axes, axis)
-    style.add_legend(figure, entries if shown_labels else [], notes)
+    style.add_legend(figure, entries, notes)
     return figure
 
 
@@ -271,32 +273,19 @@ def _drawable(number: float, scale: Scale, floor: float) -> bool:
     return bool(np.isfinite(number)) and (scale != "log" or number > floor)
 
 
-def _draw_reference(axes: Axes, reference: Reference) -> None:
-    axes.add_line(
-        Line2D(
-            [0, 1],
-            [reference.level] * 2,
-            transform=axes.get_yaxis_transform(),
-            color=style.MUTED,
-            linestyle=(0, (5, 3)),
-            linewidth=1.2,
-        )
+def _draw_reference(axes: Axes, reference: Reference, dashes: tuple[int, ...]) -> Line2D:
+    line = Line2D(
+        [0, 1],
+        [reference.level] * 2,
+        transform=axes.get_yaxis_transform(),
+        color=style.MUTED,
+        linestyle=(0, dashes),
+        linewidth=1.2,
     )
+    axes.add_line(line)
     axes.update_datalim([(np.nan, reference.level)], updatex=False)
     axes.autoscale_view(scalex=False)
-    right = reference.side == "right"
-    axes.annotate(
-        reference.label,
-        (1 if right else 0, reference.level),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(-2 if right else 3, 1.5 if reference.above else -1.5),
-        textcoords="offset points",
-        ha=reference.side,
-        va="bottom" if reference.above else "top",
-        fontsize=8,
-        color=style.MUTED,
-        bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
-    )
+    return line
 
 
 def _scale_y(axes: Axes, scale: Scale) -> None:
@@ -304,13 +293,7 @@ def _scale_y(axes: Axes, scale: Scale) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{100 * number:.3g} %"))
     elif scale == "log":
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        if high / low < 5:  # too short a stretch to hold two of 1, 2, 5, 10
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        elif high / low < 20:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        style.label_logarithms(axes.yaxis, FuncFormatter(lambda number, _: f"{number:g}"))
 
 
 def _label_x(axes: Axes, axis: Axis) -> None:

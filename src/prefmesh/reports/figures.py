@@ -231,15 +231,15 @@ def describe_curve(line: Curve, scale: Scale) -> str:
 
 
 def accuracy_references(results: Results) -> list[Reference]:
-    """Chance, and the ceilings that the users' own noise sets where they are known and the same for all variants."""
-    found = [Reference(label="chance", level=0.5, side="right")]
-    for kind in ("consensus", "own"):
+    """The ceilings that the users' own noise sets where they are known and the same for all variants, and chance: from the top."""
+    found = []
+    for kind in ("own", "consensus"):
         levels = [mean(values) for variant in results.variants if (values := ceilings(variant.runs, kind))]
         if levels and max(levels) - min(levels) < 0.01:
             level = mean(levels)
             label = f"{CEILINGS[kind]}: {100 * level:.1f} %"
-            found.append(Reference(label=label, level=level, above=kind == "own"))
-    return found
+            found.append(Reference(label=label, level=level))
+    return [*found, Reference(label="chance", level=0.5)]
 
 
 def ceilings(runs: Sequence[Run], kind: str) -> list[float]:

@@ -182,7 +182,7 @@ def _bytes_figure(all_: Sequence[Choice], best: Sequence[int]) -> Figure:
     figure = _scatter(all_, best, x, [c.accuracy for c in all_], "Accuracy against bytes")
     axes = figure.axes[0]
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    style.label_logarithms(axes.xaxis, EngFormatter(unit="B"))
     axes.set_xlabel("bytes sent, all agents together")
     axes.set_ylabel("held-out accuracy")
     return figure

@@ -11,9 +11,11 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#5f6771", "#dfe2e6", "#fffffe"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
@@ -129,3 +131,14 @@ def add_legend(
         alignment="left",
     )
     legend.get_title().set_color(MUTED)
+
+
+def label_logarithms(axis: XAxis | YAxis, formatter: Formatter) -> None:
+    """Some round numbers on a logarithmic axis, also where it is shorter than a decade, and none between them."""
+    low, high = axis.get_view_interval()
+    if high / low < 5:  # too short a stretch to hold two of 1, 2, 5, 10
+        axis.set_major_locator(MaxNLocator(nbins=5))
+    elif high / low < 20:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
