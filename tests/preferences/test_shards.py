@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prefmesh.errors import InputError
 from prefmesh.preferences.pairs import Pair
 from prefmesh.preferences.settings import PreferencesSettings
-from prefmesh.preferences.shards import partition
+from prefmesh.preferences.shards import _deal_by_taste, partition
 from prefmesh.preferences.summary import total_variation
 
 from .examples import Drawn, numbered, pair, pool, pools
@@ -55,6 +55,14 @@ def test_every_pair_goes_to_one_agent_and_no_agent_is_empty(
     if kind["partition"] == "by_user":  # whole users
         owners = [{pairs[i].user for i in shard} for shard in shards]
         assert sum(map(len, owners)) == users
+
+
+def test_a_taste_of_which_next_to_nothing_is_left() -> None:
+    """The least number that a computer knows, times 0.7, is itself."""
+    label, least = np.array([0] * 3 + [1] * 5), np.nextafter(0.0, 1.0)
+    for seed in range(5):
+        agent_of = _deal_by_taste(label, np.array([[1.0, least, 0.0]]), np.random.default_rng(seed))
+        assert agent_of.tolist() == [0] * 8
 
 
 @pytest.mark.parametrize("kind", ["iid", "dirichlet", "size_skewed"])

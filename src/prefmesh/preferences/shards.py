@@ -150,7 +150,8 @@ def _deal_by_taste(
         weights = np.cumsum(tastes[agent] * (left > 0))
         if weights[-1] <= 0:
             weights = np.cumsum(left)
-        k = int(np.searchsorted(weights, uniform * weights[-1], side="right"))
+        # Shares and not sums: what is left of a taste may be so little that its product with a number below 1 is itself.
+        k = int(np.searchsorted(weights / weights[-1], uniform, side="right"))
         agent_of[stacks[k].pop()] = agent
         left[k] -= 1
     return agent_of
