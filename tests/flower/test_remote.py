@@ -37,7 +37,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         TINY,
         {
             "method": {**FED, "participation": 2, "staleness": 1},
-            "optimizer": {"name": "sgd", "lr": 1.0},  # AdamW's first steps make of rounding what they will
+            "optimizer": {"name": "sgd", "lr": 5.0},  # AdamW's first steps make of rounding what they will
             "evaluation": {"samples": 0},
         },
         1e-6,
