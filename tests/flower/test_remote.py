@@ -42,6 +42,11 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         },
         1e-6,
     ),
+    "LoRA, stale, AdamW": (
+        TINY,
+        {"method": {**FED, "participation": 2, "staleness": 1}, "evaluation": {"samples": 0}},
+        1e-9,
+    ),
     "LoRA, factors": (TINY, {"method": FED, "evaluation": {"samples": 0}}, 1e-9),
     "LoRA, products": (
         TINY

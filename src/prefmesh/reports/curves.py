@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,6 @@ from prefmesh.reports.series import Curve, flags
 
 Axis = Literal["rounds", "bytes"]
 Scale = Literal["linear", "log", "percent"]
-_REFERENCE_DASHES = ((8, 2, 1, 2), (5, 3), (1, 2))
 LOG_DECADES = 9  # further down there is only rounding noise, and everything else would be squashed
 
 
@@ -27,6 +25,7 @@ class Reference:
 
     label: str
     level: float
+    dashes: tuple[int, ...] = (5, 3)
 
 
 def curves_figure(
@@ -75,14 +74,11 @@ def curves_figure(
                 linewidth=0,
             )
         entries.append((line, label))
-    if len(curves) == 1:
-        entries = []
     _scale_y(axes, scale)
-    for reference, dashes in zip(references, cycle(_REFERENCE_DASHES)):
-        entries.append((_draw_reference(axes, reference, dashes), reference.label))
+    levels = [(_draw_reference(axes, reference), reference.label) for reference in references]
     axes.set_ylabel(y_label)
     _label_x(axes, axis)
-    style.add_legend(figure, entries, notes)
+    style.add_legend(figure, [*(entries if len(curves) > 1 else []), *levels], notes)
     return figure
 
 
@@ -273,13 +269,13 @@ def _drawable(number: float, scale: Scale, floor: float) -> bool:
     return bool(np.isfinite(number)) and (scale != "log" or number > floor)
 
 
-def _draw_reference(axes: Axes, reference: Reference, dashes: tuple[int, ...]) -> Line2D:
+def _draw_reference(axes: Axes, reference: Reference) -> Line2D:
     line = Line2D(
         [0, 1],
         [reference.level] * 2,
         transform=axes.get_yaxis_transform(),
         color=style.MUTED,
-        linestyle=(0, dashes),
+        linestyle=(0, reference.dashes),
         linewidth=1.2,
     )
     axes.add_line(line)

@@ -238,8 +238,10 @@ def accuracy_references(results: Results) -> list[Reference]:
         if levels and max(levels) - min(levels) < 0.01:
             level = mean(levels)
             label = f"{CEILINGS[kind]}: {100 * level:.1f} %"
-            found.append(Reference(label=label, level=level))
-    return [*found, Reference(label="chance", level=0.5)]
+            found.append(
+                Reference(label=label, level=level, dashes=(8, 2, 1, 2) if kind == "own" else (5, 3))
+            )
+    return [*found, Reference(label="chance", level=0.5, dashes=(1, 2))]
 
 
 def ceilings(runs: Sequence[Run], kind: str) -> list[float]:
